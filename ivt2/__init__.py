@@ -1,0 +1,1 @@
+"""InternVideo2 as one Lightning experiment system."""

@@ -1,0 +1,1 @@
+"""What happens around training: checkpoints, figures, provenance, results, throughput."""

@@ -1,0 +1,68 @@
+"""Tensors in safetensors files, with tied tensors stored once."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ivt2.errors import InputError
+
+ALIASES = "aliases"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name; names of one and the same tensor share one entry.
+
+    The values of a non-contiguous tensor are stored in its logical order, so shape, dtype and values come back, not
+    the strides.
+
+    Args:
+        path: File to write; an existing one is overwritten.
+        tensors: On any device, of a dtype that safetensors knows.
+    """
+    aliases: dict[str, str] = {}
+    stored: dict[str, Tensor] = {}
+    first_name: dict[tuple[object, ...], str] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        identity = _identity(tensor)
+        if tensor.numel() and identity in first_name:
+            aliases[name] = first_name[identity]
+            continue
+        first_name[identity] = name
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in storages:  # another view of a stored buffer
+            value = value.clone()
+        storages.add(value.untyped_storage().data_ptr())
+        stored[name] = value
+    # One entry only: the library writes several in random order, and equal tensors should give equal bytes.
+    safetensors.torch.save_file(stored, path, metadata={ALIASES: json.dumps(aliases)})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file to the CPU; tied names give the same tensor object.
+
+    Raises:
+        InputError: The file is not in the safetensors format.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        return tensors | {name: tensors[target] for name, target in aliases.items()}
+    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+
+
+def names_in(path: Path) -> set[str]:
+    """Names of all tensors of a file, read from its header alone."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        return set(file.keys()) | set(json.loads((file.metadata() or {}).get(ALIASES, "{}")))
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, torch.Size(tensor.shape), tensor.stride())

@@ -1,0 +1,49 @@
+"""Strict loading of weights into a network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ivt2.checkpoint.folder import read_weights
+from ivt2.errors import InputError
+
+_NUM_SHOWN = 3
+
+
+def load_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
+    """Load weights, all of them and nothing else.
+
+    Args:
+        module: Network to fill in place; its dtypes stay.
+        path: Checkpoint folder or safetensors file.
+        prefix: Part of the file to take, for instance ``"model."`` for the network inside a training module; it is
+            cut off, and keys that do not start with it are left out.
+
+    Raises:
+        InputError: Naming the file and which weights are missing, unexpected or of another shape.
+    """
+    stored = read_weights(path)
+    weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    mismatched = [
+        f"{name} {list(weights[name].shape)} here {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or unexpected or mismatched:
+        raise InputError(
+            f"{path}: checkpoint of another architecture: {_shorten('missing', missing)}; "
+            f"{_shorten('unexpected', unexpected)}; {_shorten('of another shape', mismatched)}; "
+            "use the configuration that it was trained with"
+        )
+    module.load_state_dict(weights)
+
+
+def _shorten(title: str, names: Sequence[str]) -> str:
+    if not names:
+        return f"0 {title}"
+    more = f", and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else ""
+    return f"{len(names)} {title} ({', '.join(names[:_NUM_SHOWN])}{more})"

@@ -1,0 +1,1 @@
+"""The doors: one short Hydra main per command."""

@@ -1,0 +1,68 @@
+"""What ``train.py`` reads from its configuration, and the two questions it asks of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hydra.utils import instantiate
+
+from ivt2.cli.schema import did_you_mean
+from ivt2.errors import InputError
+
+
+class TrainConfig(Protocol):
+    """Root keys of ``conf/train.yaml`` (its groups aside) with their types."""
+
+    name: str
+    """Name of the run: its folder under ``outputs`` and its title on the dashboard."""
+    task: str
+    """Stage or task: the MLflow experiment."""
+    seed: int
+    run: Sequence[Literal["fit", "validate", "test", "predict"]]
+    """Entry points of the Trainer, called in this order."""
+    ckpt_path: str | None
+    """Checkpoint to resume from, or to evaluate where ``run`` has no fit: a path, or ``last`` in this run folder."""
+    after_fit: Literal["best", "current"]
+    """Weights that the entries after fit use: those of the best checkpoint, or those just trained."""
+    objective: str | None
+    """Logged metric that a run returns to a sweep."""
+    replace: bool
+    """Empty the run folder when it holds an older run."""
+    callbacks: Any
+    logger: Any
+    trainer: Any
+    datamodule: Any
+    module: Any
+
+
+def build_all(group: Any) -> list[Any]:
+    """Instances of a group that holds several nodes by name (callbacks, loggers), in its order; nulls are left out."""
+    built = instantiate(group, _convert_="all") or {}
+    return [part for part in built.values() if part is not None] if isinstance(built, dict) else [built]
+
+
+def checkpoint(ckpt_path: str | None) -> str | None:
+    """The checkpoint to start from.
+
+    Raises:
+        InputError: It is a path and nothing is there.
+    """
+    if ckpt_path is None or ckpt_path in {"last", "best"} or "://" in ckpt_path or Path(ckpt_path).exists():
+        return ckpt_path
+    remedy = "give a checkpoint, or 'last' with the paths.run_dir of the run that goes on"
+    raise InputError(f"ckpt_path: {ckpt_path} does not exist; {remedy}")
+
+
+def value_of(metrics: Mapping[str, Any], objective: str | None) -> float | None:
+    """The metric that the run returns.
+
+    Raises:
+        InputError: No metric of that name was logged.
+    """
+    if objective is None:
+        return None
+    if objective not in metrics:
+        near = did_you_mean(objective, metrics)
+        logged = ", ".join(sorted(metrics)) or "nothing"
+        raise InputError(f"objective: the run logged no {objective!r}{near}; it logged: {logged}")
+    return float(metrics[objective])

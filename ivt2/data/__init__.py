@@ -1,0 +1,1 @@
+"""Reading, decoding, sampling, ordering and writing data; nothing here knows Lightning."""

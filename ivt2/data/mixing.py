@@ -1,0 +1,115 @@
+"""What each training step reads when there are several sources: one source for a step, the same on all ranks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivt2.data.order import Indices, SampleOrder, permutation
+from ivt2.errors import InputError
+
+_SCHEDULE_STREAM = 0x6D6978
+"""Keeps the shuffle of the schedule apart from the shuffles of the sources."""
+
+
+class Step(NamedTuple):
+    """The samples of one step, all of one source."""
+
+    source: int
+    epoch: int
+    """How often the source was gone through before: part of the key of every random choice."""
+    samples: Indices
+
+
+class Mixture:
+    """The plan of training: step t, over all epochs, is a pure function of t.
+
+    Without weights every source is gone through once an epoch, as many steps as it has full batches, in an order that
+    is shuffled anew each epoch. With weights an epoch has as many steps, shared out by weight; a source begins anew
+    when it is exhausted. The samples that do not fill a last batch are left out, other ones each time.
+
+    Args:
+        orders: one for each source.
+        global_batch_size: clips of a step over all ranks.
+        seed: of the schedule.
+        weights: share of the steps of each source, any positive scale; None takes each source once.
+
+    Raises:
+        InputError: when a source has less than a batch, or the weights do not fit the sources.
+
+    Source: the reference's MetaLoader shuffles a list that holds each loader's number once for each of its batches.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[SampleOrder],
+        *,
+        global_batch_size: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.orders = list(orders)
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self._full_batches = [order.num_samples // global_batch_size for order in orders]
+        if min(self._full_batches) == 0:
+            smallest = min(order.num_samples for order in orders)
+            raise InputError(
+                f"global_batch_size={global_batch_size}: a training set holds only {smallest} samples; "
+                f"set it to {smallest} or less"
+            )
+        self.steps_of_source = _share(self._full_batches, weights)
+        self.steps_per_epoch = sum(self.steps_of_source)
+        self._schedules: dict[int, tuple[NDArray[np.int64], Indices]] = {}
+        self._orders: dict[int, tuple[int, Indices]] = {}
+
+    def schedule(self, epoch: int) -> NDArray[np.int64]:
+        """Return the source of each step of an epoch."""
+        return self._schedule(epoch)[0]
+
+    def step(self, position: int) -> Step:
+        """Return what is read at a step.
+
+        Args:
+            position: steps before it, counted over all epochs.
+        """
+        epoch, step = divmod(position, self.steps_per_epoch)
+        sources, turns = self._schedule(epoch)
+        source = int(sources[step])
+        turn = epoch * self.steps_of_source[source] + int(turns[step])
+        source_epoch, batch = divmod(turn, self._full_batches[source])
+        begin = batch * self.global_batch_size
+        samples = self._order(source, source_epoch)[begin : begin + self.global_batch_size]
+        return Step(source, source_epoch, samples)
+
+    def _schedule(self, epoch: int) -> tuple[NDArray[np.int64], Indices]:
+        """For each step its source, and how many steps of the epoch before it had the same source."""
+        if epoch not in self._schedules:
+            sources = np.repeat(np.arange(len(self.orders)), self.steps_of_source)
+            sources = sources[permutation(self.steps_per_epoch, self.seed, epoch, _SCHEDULE_STREAM)]
+            turns = np.empty_like(sources)
+            for source, count in enumerate(self.steps_of_source):
+                turns[sources == source] = np.arange(count)
+            self._schedules = {epoch: (sources, turns)}
+        return self._schedules[epoch]
+
+    def _order(self, source: int, epoch: int) -> Indices:
+        held_epoch, order = self._orders.get(source, (-1, np.empty(0, np.int64)))
+        if held_epoch != epoch:
+            order = self.orders[source].epoch_order(epoch)
+            self._orders[source] = epoch, order
+        return order
+
+
+def _share(full_batches: Sequence[int], weights: Sequence[float] | None) -> list[int]:
+    """Steps of each source in an epoch; with weights by largest remainder, at least one each."""
+    if weights is None:
+        return list(full_batches)
+    if len(weights) != len(full_batches) or min(weights) <= 0:
+        raise InputError(f"weights={list(weights)}: give one positive number for each of {len(full_batches)} sources")
+    shares = np.asarray(weights, np.float64) / sum(weights) * sum(full_batches)
+    counts = np.floor(shares).astype(int)
+    for source in np.argsort(counts - shares, kind="stable")[: sum(full_batches) - counts.sum()]:
+        counts[source] += 1
+    return [max(int(count), 1) for count in counts]

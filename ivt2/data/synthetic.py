@@ -1,0 +1,267 @@
+"""Scenes of the embedded dataset: what each clip shows, and the captions, labels and questions about it.
+
+A clip shows two shapes on a dark ground. The first one does something (moves left, right, up or down, grows, shrinks)
+within a window of time and rests before and after; the second one stays where it is. A tone sounds during the window.
+Seven words make a combination (colour, shape, size and motion of the first object, colour and shape of the second, and
+where the first is as seen from the second); a hash of the combination decides, once for every seed, whether clips of
+training or of test may show it. Everything is a pure function of (split, seed, index).
+"""
+
+import hashlib
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+
+from ivt2.errors import InputError
+
+Split = Literal["train", "test"]
+Colour = Literal["red", "green", "blue", "yellow", "purple", "white"]
+Shape = Literal["ring", "square", "triangle", "cross"]
+Size = Literal["small", "big"]
+Motion = Literal["left", "right", "up", "down", "grow", "shrink"]
+Relation = Literal["above", "below", "left of", "right of"]
+Tone = Literal["low", "middle", "high"]
+Facts: TypeAlias = dict[str, object]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+SIZES: tuple[Size, ...] = get_args(Size)
+MOTIONS: tuple[Motion, ...] = get_args(Motion)
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+TONES: tuple[Tone, ...] = get_args(Tone)
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same (split, seed, index) would give another clip or other facts."""
+FPS = 8
+MIN_FRAMES, MAX_FRAMES = 16, 24
+TEST_SHARE = 10
+"""One combination in so many belongs to the test split."""
+
+TONE_OF_MOTION: dict[Motion, Tone] = {
+    "left": "middle",
+    "right": "middle",
+    "up": "high",
+    "down": "low",
+    "grow": "low",
+    "shrink": "high",
+}
+INVERSE: dict[Relation, Relation] = {
+    "above": "below",
+    "below": "above",
+    "left of": "right of",
+    "right of": "left of",
+}
+_SAID: dict[Motion, tuple[str, str]] = {
+    "left": ("moves left", "slides leftwards"),
+    "right": ("moves right", "slides rightwards"),
+    "up": ("moves up", "rises"),
+    "down": ("moves down", "falls"),
+    "grow": ("grows", "expands"),
+    "shrink": ("shrinks", "contracts"),
+}
+_SIZE_SAID: dict[Size, str] = {"small": "little", "big": "large"}
+
+
+class Combination(NamedTuple):
+    """The seven words that a caption names and that the split is decided by."""
+
+    colour: Colour
+    shape: Shape
+    size: Size
+    motion: Motion
+    second_colour: Colour
+    second_shape: Shape
+    relation: Relation
+    """Where the first object is as seen from the second."""
+
+    @property
+    def split(self) -> Split:
+        """The only split whose clips may show this combination; the same for every seed."""
+        digest = hashlib.blake2b("/".join(self).encode(), digest_size=8).digest()
+        return "test" if int.from_bytes(digest, "little") % TEST_SHARE == 0 else "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One clip: its combination and the free details that no caption names.
+
+    Args:
+        key: name of the sample in its tar file, without dots.
+        combination: the words.
+        num_frames: length of the clip; frame i is shown at i / FPS seconds.
+        start_frame: last frame before anything changes.
+        end_frame: first frame in which the motion is complete.
+        travel_ratio: how far within its bounds the first object moves or changes size, in [0, 1].
+        offset: displacement of both objects across the relation's axis, first then second, each in [-1, 1].
+        background: red, green and blue of the ground, dark.
+        brightness: factor on the colours of both objects.
+        variant: which paraphrase stands first and which question is asked.
+    """
+
+    key: str
+    combination: Combination
+    num_frames: int
+    start_frame: int
+    end_frame: int
+    travel_ratio: float
+    offset: tuple[float, float]
+    background: tuple[int, int, int]
+    brightness: float
+    variant: int
+
+    @property
+    def tone(self) -> Tone:
+        """Pitch of the tone that sounds during the motion; a function of the motion, so that eyes can tell it too."""
+        return TONE_OF_MOTION[self.combination.motion]
+
+    @property
+    def start_s(self) -> float:
+        """Beginning of the event in seconds."""
+        return self.start_frame / FPS
+
+    @property
+    def end_s(self) -> float:
+        """End of the event in seconds."""
+        return self.end_frame / FPS
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the clip in seconds."""
+        return self.num_frames / FPS
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """Paraphrases, each of which names every attribute and the tone; the first one is the caption."""
+        texts = _captions(self.combination, self.tone)
+        first = self.variant % len(texts)
+        return texts[first:] + texts[:first]
+
+    def facts(self) -> Facts:
+        """Return the json member of the sample: captions, action label, event, question and attributes."""
+        question, answers, answer = _question(self.combination, self.tone, self.variant)
+        return {
+            "caption": self.captions[0],
+            "captions": list(self.captions),
+            "label": self.combination.motion,
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+            "duration_s": self.duration_s,
+            "question": question,
+            "answers": list(answers),
+            "answer": answer,
+            "attributes": {**self.combination._asdict(), "tone": self.tone},
+            "fps": FPS,
+            "num_frames": self.num_frames,
+        }
+
+
+def combinations(split: Split) -> list[Combination]:
+    """Return every combination of a split: two objects never share a colour, so a colour says which is meant."""
+    words = itertools.product(COLOURS, SHAPES, SIZES, MOTIONS, COLOURS, SHAPES, RELATIONS)
+    every = (Combination(*word) for word in words if word[0] != word[4])
+    return [combination for combination in every if combination.split == split]
+
+
+def make_scenes(split: Split, num: int, seed: int) -> list[Scene]:
+    """Draw scenes without replacement; scene i does not depend on how many are drawn.
+
+    Training repeats combinations (with other free details) once all were shown; test never does, so that a caption
+    describes one clip only.
+
+    Args:
+        split: which combinations may occur.
+        num: how many scenes.
+        seed: changes order and free details, never the split.
+
+    Raises:
+        InputError: when test has fewer combinations than asked for.
+    """
+    eligible = combinations(split)
+    if split == "test" and num > len(eligible):
+        raise InputError(f"num_clips={num}: the test split has {len(eligible)} combinations; ask for at most as many")
+    scenes: list[Scene] = []
+    for turn in range(math.ceil(num / len(eligible))):
+        draws = _uniform(len(eligible), "order", split, seed, turn)
+        order = sorted(range(len(eligible)), key=draws.__getitem__)[: num - len(scenes)]
+        scenes += [_scene(eligible[place], split, seed, index) for index, place in enumerate(order, len(scenes))]
+    return scenes
+
+
+def _uniform(num: int, *parts: str | int) -> list[float]:
+    """Numbers in [0, 1) that depend on the parts alone (counter-based, the same on every machine)."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=16).digest()
+    draws: list[float] = (
+        np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(num).tolist()
+    )
+    return draws
+
+
+def _between(draw: float, low: int, high: int) -> int:
+    """An integer in [low, high] from a uniform draw."""
+    return low + int(draw * (high - low + 1))
+
+
+def _scene(combination: Combination, split: Split, seed: int, index: int) -> Scene:
+    """The free details of one clip.
+
+    The event lies within the middle six eighths of the clip, so the first and the last of four frames taken from the
+    middles of equal quarters show its two ends.
+    """
+    draws = _uniform(12, "scene", split, seed, index)
+    num_frames = _between(draws[0], MIN_FRAMES, MAX_FRAMES)
+    earliest, latest = math.ceil(num_frames / 8), 7 * num_frames // 8
+    length = _between(draws[1], math.ceil(3 * num_frames / 8), 5 * num_frames // 8)
+    start = _between(draws[2], earliest, latest - length)
+    shade = _between(draws[3], 12, 44)
+    red, green, blue = (shade + _between(draw, -8, 8) for draw in draws[4:7])
+    return Scene(
+        key=f"{split}_{index:06d}",
+        combination=combination,
+        num_frames=num_frames,
+        start_frame=start,
+        end_frame=start + length,
+        travel_ratio=draws[7],
+        offset=(2 * draws[8] - 1, 2 * draws[9] - 1),
+        background=(red, green, blue),
+        brightness=0.88 + 0.12 * draws[10],
+        variant=_between(draws[11], 0, 839),
+    )
+
+
+def _captions(words: Combination, tone: Tone) -> tuple[str, ...]:
+    """Four sentences with the same content."""
+    plain, other = _SAID[words.motion]
+    thing = f"{words.colour} {words.shape}"
+    second = f"{words.second_colour} {words.second_shape}"
+    size, other_size = words.size, _SIZE_SAID[words.size]
+    where = words.relation
+    return (
+        f"a {size} {thing} {where} a {second} {plain} with a {tone} tone",
+        f"a {tone} tone sounds while a {other_size} {thing} {where} a {second} {other}",
+        f"{where} the {second} there is a {size} {thing} that {other} to a {tone} tone",
+        f"the {other_size} {thing} {plain}, it is {where} the {second} and the tone is {tone}",
+    )
+
+
+def _question(words: Combination, tone: Tone, variant: int) -> tuple[str, tuple[str, ...], str]:
+    """One of eight questions with its candidate answers and the right one."""
+    thing, second = f"{words.colour} {words.shape}", f"{words.second_colour} {words.second_shape}"
+    here, there = f"{words.relation} the {second}", f"{INVERSE[words.relation]} the {thing}"
+    first_colours = tuple(colour for colour in COLOURS if colour != words.second_colour)
+    second_colours = tuple(colour for colour in COLOURS if colour != words.colour)
+    questions: tuple[tuple[str, tuple[str, ...], str], ...] = (
+        (f"what colour is the object {here}?", first_colours, words.colour),
+        (f"what shape is the object {here}?", SHAPES, words.shape),
+        (f"what size is the {thing}?", SIZES, words.size),
+        (f"what does the {thing} do?", tuple(_SAID[motion][0] for motion in MOTIONS), _SAID[words.motion][0]),
+        (f"what colour is the object {there}?", second_colours, words.second_colour),
+        (f"what shape is the object {there}?", SHAPES, words.second_shape),
+        (f"where is the {thing} as seen from the {second}?", RELATIONS, words.relation),
+        ("how high is the tone?", TONES, tone),
+    )
+    return questions[variant // 4 % len(questions)]

@@ -1,0 +1,1 @@
+"""Metrics: a function and a torchmetrics class for each task."""

@@ -1,0 +1,92 @@
+"""The transformer block of the vision encoder."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ivt2.nn.attention import SelfAttention
+from ivt2.nn.drop_path import DropPath
+from ivt2.nn.mlp import Gelu, Mlp
+from ivt2.nn.norm import RMSNorm
+from ivt2.ops.attention import Backend
+
+
+class LayerScale(nn.Module):
+    """Learned factor on each channel of a residual branch.
+
+    Args:
+        dim: Width.
+        init: Value that the factors start from.
+        fp32: Whether the product is computed in float32 at least, then cast back (the reference's default;
+            its CLIP models multiply in the dtype of the branch).
+
+    Source: Touvron et al., "Going deeper with image transformers", 2021.
+    """
+
+    def __init__(self, dim: int, *, init: float, fp32: bool = True) -> None:
+        super().__init__()
+        self.init = init
+        self.fp32 = fp32
+        self.gamma = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set every factor to its start."""
+        nn.init.constant_(self.gamma, self.init)
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Scale; the result has the dtype of the input."""
+        dtype = torch.promote_types(x.dtype, torch.float32) if self.fp32 else x.dtype
+        return (x.to(dtype) * self.gamma.to(dtype)).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block.
+
+    ``x += drop_path(ls1(attn(norm1(x))))``, then ``x += drop_path(ls2(mlp(norm2(x))))``.
+
+    Args:
+        dim: Width.
+        num_heads: Heads of the attention.
+        mlp_ratio: Hidden width of the perceptron is ``int(dim * mlp_ratio)``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        qk_norm: Whether queries and keys are normalised over the full width.
+        layer_scale_init: Start of LayerScale; None leaves it out.
+        layer_scale_fp32: Whether LayerScale multiplies in float32.
+        drop_path: Probability in [0, 1) of dropping each of the branches of a sample.
+        gelu: See ``Mlp``.
+        attention: See ``ivt2.ops.attention.attention``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float,
+        qkv_bias: bool = False,
+        qk_norm: bool = True,
+        layer_scale_init: float | None = 1e-5,
+        layer_scale_fp32: bool = True,
+        drop_path: float = 0.0,
+        gelu: Gelu = "tanh",
+        attention: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(dim)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, backend=attention)
+        self.ls1 = _layer_scale(dim, layer_scale_init, layer_scale_fp32)
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = RMSNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu=gelu)
+        self.ls2 = _layer_scale(dim, layer_scale_init, layer_scale_fp32)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Run both branches; the result is the residual stream, not normalised."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def _layer_scale(dim: int, init: float | None, fp32: bool) -> nn.Module:
+    return nn.Identity() if init is None else LayerScale(dim, init=init, fp32=fp32)

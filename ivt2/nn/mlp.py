@@ -1,0 +1,30 @@
+"""The two-layer perceptron of a transformer block."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Gelu = Literal["tanh", "erf"]
+
+
+class Mlp(nn.Module):
+    """``fc2(gelu(fc1(x)))``.
+
+    Args:
+        dim: Width of input and output.
+        hidden_dim: Width between.
+        gelu: ``tanh`` is the approximation inside the fused kernel that the released weights were trained with;
+            ``erf`` is the exact function, which the reference falls back to without that kernel.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, gelu: Gelu = "tanh") -> None:
+        super().__init__()
+        self.approximate = "tanh" if gelu == "tanh" else "none"
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Apply both layers."""
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))

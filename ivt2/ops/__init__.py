@@ -1,0 +1,1 @@
+"""Stateless torch functions: attention, masking, position, randomness, distributed, similarity."""

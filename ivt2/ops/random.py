@@ -1,0 +1,69 @@
+"""Stateless random numbers: a value depends on the sample's key, the stream and the position, and on nothing else.
+
+Generators carry state, so what they draw depends on ranks, workers and everything drawn before. Here a draw is a hash:
+splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+"""
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+_MASK_64 = 2**64 - 1
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def uniform(seed: Int64[Tensor, "B"], num: int, stream: int) -> Float32[Tensor, "B num"]:
+    """Uniform draws in [0, 1) for each sample, the same on every device and rank.
+
+    Args:
+        seed: Key of each sample, as in ``batch["seed"]``.
+        num: Draws for each sample; the first draws do not change when more are asked for.
+        stream: Number of the purpose (masks, negatives, ...): different streams of one key are independent.
+
+    Returns:
+        Multiples of 2**-24 in [0, 1).
+    """
+    key = _mix_tensor(seed ^ _signed(_mix(stream + 1)))
+    counter = torch.arange(1, num + 1, dtype=torch.int64, device=seed.device)
+    bits = _mix_tensor(key.unsqueeze(1) + counter * _signed(_GOLDEN_GAMMA))
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix numbers, such as (seed, epoch, sample id), into one key.
+
+    Args:
+        *parts: Any integers; order and count matter.
+
+    Returns:
+        A key of 63 bits, so never negative as int64.
+    """
+    state = 0
+    for part in parts:
+        state = _mix((state + _GOLDEN_GAMMA & _MASK_64) ^ _mix(part & _MASK_64))
+    return state >> 1
+
+
+def _mix(value: int) -> int:
+    """The finaliser of splitmix64: a bijection of 64 bits."""
+    value = (value ^ value >> 30) * _MULTIPLIERS[0] & _MASK_64
+    value = (value ^ value >> 27) * _MULTIPLIERS[1] & _MASK_64
+    return value ^ value >> 31
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    """``_mix`` on int64, whose products wrap around exactly as unsigned ones do."""
+    value = (value ^ _shift_right(value, 30)) * _signed(_MULTIPLIERS[0])
+    value = (value ^ _shift_right(value, 27)) * _signed(_MULTIPLIERS[1])
+    return value ^ _shift_right(value, 31)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift; that of int64 tensors repeats the sign."""
+    return value >> bits & 2 ** (64 - bits) - 1
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    return value - 2**64 if value >= 2**63 else value

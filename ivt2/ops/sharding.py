@@ -1,0 +1,25 @@
+"""Sharded parameters by torch's ``fully_shard``: one unit for each block, one for the rest."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, *, units: Iterable[nn.Module], methods: Iterable[str]) -> None:
+    """Cut the parameters of ``model`` over the ranks of ``mesh``; does nothing if that was done before.
+
+    Args:
+        model: the network.
+        mesh: one-dimensional mesh of ranks.
+        units: its blocks, each of which is gathered alone, while it is needed.
+        methods: names of methods of ``model`` that read parameters; called by itself, each gathers what it needs.
+    """
+    if isinstance(model, FSDPModule):
+        return
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for method in methods:
+        register_fsdp_forward_method(model, method)

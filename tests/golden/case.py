@@ -1,0 +1,64 @@
+"""One recorded case: configuration, weights, inputs and reference results."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """A ``<case>_<variant>_<split>.json`` with the safetensors file of the same name, where there is one."""
+
+    path: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text())
+
+    @property
+    def name(self) -> str:
+        return self.record["case"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.record["config"]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Results that are not tensors."""
+        return self.record["outputs_json"]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        file = self.path.with_suffix(".safetensors")
+        return load_file(file) if file.exists() else {}
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        return self._under("in/")
+
+    @property
+    def outputs(self) -> dict[str, Tensor]:
+        return self._under("out/")
+
+    def state(self, model: str) -> dict[str, Tensor]:
+        """Reference state dict of one sub-model, under the reference's own parameter names."""
+        return self._under(f"sd/{model}/")
+
+    def close(self, name: str, actual: Tensor, *, atol: float = 1e-5, rtol: float = 1e-4) -> None:
+        """Compare with the recorded ``out/<name>``; the message names the case and the output."""
+        expected = self.outputs[name]
+        if actual.shape != expected.shape:
+            raise AssertionError(f"{self.name}/{name}: shape {tuple(actual.shape)}, recorded {tuple(expected.shape)}")
+        torch.testing.assert_close(
+            actual.detach().to(expected.dtype), expected, atol=atol, rtol=rtol, msg=lambda text: f"{self.name}/{name}: {text}"
+        )

@@ -1,0 +1,164 @@
+"""BERT with fusion layers: token states, attention maps, pooler, masked language modelling.
+
+Sub-models: ``mlm`` (all layers and the head) and ``pooled`` (text layers and a pooler).
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from ivt2.losses.masked_lm import MaskDraws, mask_tokens, masked_lm_loss
+from ivt2.models.bert import Bert, FusionLayer, fusion_attention
+from tests.golden.case import Case
+
+RENAMED = (
+    (r"^bert\.", ""),
+    (r"^embeddings\.(word|position|token_type)_embeddings", r"embedding.\1"),
+    (r"^embeddings\.LayerNorm", "embedding.norm"),
+    (r"^encoder\.layer\.", "layers."),
+    (r"crossattention\.", "cross_attention."),
+    (r"\.attention\.", ".self_attention."),
+    (r"attention\.self\.", "attention."),
+    (r"attention\.output\.dense", "attention.output"),
+    (r"attention\.output\.LayerNorm", "attention.norm"),
+    (r"(\d)\.intermediate\.dense", r"\1.feed_forward.fc1"),
+    (r"(\d)\.output\.dense", r"\1.feed_forward.fc2"),
+    (r"(\d)\.output\.LayerNorm", r"\1.feed_forward.norm"),
+    (r"^cls\.predictions\.transform\.LayerNorm", "masked_lm_head.norm"),
+    (r"^cls\.predictions\.transform\.dense", "masked_lm_head.dense"),
+    (r"^cls\.predictions\.bias", "masked_lm_head.bias"),
+    (r"^pooler\.dense", "pooler"),
+)
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+def rename(name: str) -> str:
+    for pattern, ours in RENAMED:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def load(case: Case, model: str) -> Bert:
+    reference = case.state(model)
+    for copy, original in TIED.items():
+        if copy in reference:
+            assert torch.equal(reference.pop(copy), reference[original]), f"{copy} is not tied to {original}"
+    # Positions 0, 1, 2, ...: not a weight.
+    state = {rename(name): value for name, value in reference.items() if not name.endswith("position_ids")}
+    layers = {int(name.split(".")[1]) for name in state if name.startswith("layers.")}
+    fusion = {int(name.split(".")[1]) for name in state if ".cross_attention." in name}
+    config = case.config
+    bert = Bert(
+        vocab_size=config["vocab_size"],
+        embed_dim=config["hidden_size"],
+        depth=len(layers),
+        num_heads=config["num_attention_heads"],
+        mlp_dim=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        fusion_layer=min(fusion, default=len(layers)),
+        encoder_width=config["encoder_width"],
+        layer_norm_eps=config["layer_norm_eps"],
+        dropout=config["hidden_dropout_prob"],
+        attention_dropout=config["attention_probs_dropout_prob"],
+        type_vocab_size=config["type_vocab_size"],
+        pad_id=config["pad_token_id"],
+        pooler="pooler.weight" in state,
+        masked_lm="masked_lm_head.bias" in state,
+    )
+    bert.load_state_dict(state)
+    return bert.eval()
+
+
+def special_ids(case: Case) -> dict[str, int]:
+    note = next(note for note in case.record["notes"] if note.startswith("special ids"))
+    return {name: int(number) for name, number in re.findall(r"(pad|cls|sep|mask) (\d+)", note)}
+
+
+def reference_draws(seed: int, shape: torch.Size, vocab_size: int) -> MaskDraws:
+    """The reference's draws, in its order, as uniform ones with the same outcome."""
+    torch.manual_seed(seed)
+    outcomes = [torch.bernoulli(torch.full(shape, probability)) for probability in (0.5, 0.8, 0.5)]
+    random_ids = torch.randint(vocab_size, shape)
+    return MaskDraws(*(1 - outcome for outcome in outcomes), (random_ids + 0.5) / vocab_size)
+
+
+def check(case: Case) -> None:
+    assert case.config["hidden_act"] == "gelu"
+    assert case.config["cross_module"] == "ca"
+    checked: set[str] = set()
+
+    def close(name: str, actual: Tensor, **tolerance: float) -> None:
+        case.close(name, actual, **tolerance)
+        checked.add(name)
+
+    bert = load(case, "mlm")
+    assert bert.fusion_layer == case.config["fusion_layer"]
+    assert len(bert.layers) == case.config["num_hidden_layers"]
+    assert all(isinstance(layer, FusionLayer) for layer in bert.layers[bert.fusion_layer :])
+    inputs = case.inputs
+    ids, vision = inputs["input_ids"], inputs["vision_embeds"]
+    valid, vision_valid = inputs["attention_mask"].bool(), inputs["vision_atts"].bool()
+
+    with torch.no_grad():
+        text = bert.encode_text(ids, valid)
+        close("text_last", text)
+        close("text_last_noattmask", bert.encode_text(ids))
+        close("embeddings", bert.embedding(ids))
+        close("embeddings_typed", bert.embedding(ids, inputs["token_type_ids"]))
+        states = [bert.embedding(ids)]
+        for layer in bert.layers[: bert.fusion_layer]:
+            states.append(layer(states[-1], valid))
+        close("text_hidden_states", torch.stack(states))
+        close("fusion_last", bert.fuse(text, valid, vision, vision_valid))
+        close("fusion_last_novatt", bert.fuse(text, valid, vision))
+        close("multimodal_last", bert(ids, valid, vision, vision_valid))
+        first = fusion_attention(bert, text, valid, vision, vision_valid)[0]
+        close("fusion_self_attn_first", first.text)
+        close("fusion_cross_attn_first", first.vision)
+        pooled = load(case, "pooled")
+        close("pooler", pooled.pool(pooled.encode_text(ids, valid)))
+
+    # Without gradient in the text layers, as recorded.
+    logits = bert.predict_tokens(bert.fuse(text, valid, vision, vision_valid))
+    close("mlm_logits", logits, atol=3e-5)
+    total, count = masked_lm_loss(logits, inputs["labels"])
+    close("mlm_loss", total / count)
+    (total / count).backward()
+    parameters = dict(bert.named_parameters())
+    gradients = [parameters[rename(name)].grad for name in case.json["param_order"]]
+    assert {rename(name) for name in case.json["param_order"]} == set(parameters)
+    norms = torch.stack([torch.zeros(()) if grad is None else grad.norm() for grad in gradients])
+    close("mlm_gradnorms", norms, atol=1e-6, rtol=2e-4)
+
+    check_masked_lm(case, bert, close)
+    assert checked == set(case.outputs), f"not compared: {set(case.outputs) - checked}"
+
+
+def check_masked_lm(case: Case, bert: Bert, close) -> None:
+    inputs, special = case.inputs, special_ids(case)
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    for name in case.outputs:
+        if (match := re.fullmatch(r"mlmloss_value_seed(\d+)(_visatts_None)?", name)) is None:
+            continue
+        seed, without_vision_mask = match.groups()
+        corrupted, labels = mask_tokens(
+            ids,
+            reference_draws(int(seed), ids.shape, bert.vocab_size),
+            vocab_size=bert.vocab_size,
+            mask_id=special["mask"],
+            pad_id=special["pad"],
+            cls_id=special["cls"],
+        )
+        for kind, actual in (("masked_ids", corrupted), ("labels", labels)):
+            recorded = f"mlmloss_{kind}_seed{seed}"
+            if recorded in case.outputs:
+                close(recorded, actual, atol=0, rtol=0)
+        vision_valid = None if without_vision_mask else inputs["vision_atts"].bool()
+        with torch.no_grad():
+            fused = bert(corrupted, valid, inputs["vision_embeds"], vision_valid)
+            total, count = masked_lm_loss(bert.predict_tokens(fused), labels)
+        close(name, total / count)

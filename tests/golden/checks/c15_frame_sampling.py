@@ -1,0 +1,96 @@
+"""Frame indices and test crops against the reference's tables; every table is checked or listed below with the reason why not."""
+
+import random
+import warnings
+
+import numpy as np
+
+from ivt2.data import sampling, transforms
+from tests.golden.case import Case
+
+# Rows on which we differ on purpose: the reference repeats one frame in half of the clip for S other than 2, and cannot crop once.
+SEGMENT_VIEWS_OF_VIDEO = 2
+
+
+class Reference:
+    """Python's `random` and numpy's legacy generator, as the reference seeded them."""
+
+    def __init__(self, seed: int) -> None:
+        self.python = random.Random(seed)
+        self.numpy = np.random.RandomState(seed)
+
+    def integers(self, low, high):
+        return self.python.choice(range(low, high))
+
+    def permutation(self, x):
+        return self.numpy.permutation(x)
+
+
+class Legacy(Reference):
+    def integers(self, low, high):
+        return self.numpy.randint(low, high)
+
+
+def all_views(function, length, num_frames, num_views):
+    return sorted(i for view in range(num_views) for i in function(length, num_frames, view=view, num_views=num_views))
+
+
+def crop(layout, height, width, short, num_views, view):
+    top, left = transforms.view_corner(height, width, short, view=view, num_views=num_views)
+    return [top, left, short, short]
+
+
+TABLES = {
+    "stage2_middle": lambda n, length: sampling.middle(length, n),
+    "stage2_middle_fix_start": lambda n, length, offset: sampling.segment_offset(length, n, offset, overrun=True),
+    "stage2_fps": lambda rate, length, fps, most: sampling.at_rate(
+        length, fps, rate, max_num_frames=most if most > 0 else None, allow_empty=True
+    ),
+    "stage2_get_index_num_frames_num_segments": sampling.uniform,
+    "stage2_rand_seed0_python_and_numpy": lambda n, length: sampling.random(length, n, Reference(0), exclude_last=True),
+    "sparse_validation_clip0": lambda n, length: sampling.uniform(length, n),
+    "sparse_test": lambda n, length, views, view: sampling.uniform(length, n, view=view, num_views=views),
+    "anet_start_offset_test": lambda n, length, start, views, view: sampling.uniform(
+        length, n, view=view, num_views=views, start=start
+    ),
+    "dense_validation": lambda n, length, stride: sampling.dense(length, n, stride, overrun=True),
+    "dense_test": lambda n, length, stride, views, view: sampling.dense_views(
+        length, n, stride, view=view, num_views=views
+    ),
+    "ssv2_video_validation": lambda n, length: sampling.segment_centers(length, n),
+    "ssv2_video_test_all_indices": lambda n, length, views: all_views(sampling.segments, length, n, views),
+    "rawframe_validation_0based": lambda n, length: sampling.segment_centers(length, n, whole=True),
+    "rawframe_test_all_indices_0based": lambda n, length, views: all_views(sampling.segments, length, n, views),
+    "spatial_crop_rows_h_w_short_ncrop_split__y0_x0_height_width": crop,
+    "tsn_frame_ids_dur_nseg_len_step_offsets": lambda length, segments, n, stride, starts: sampling.strided(
+        length, n, stride, [start - 1 for start in starts], exclude_last=True
+    ),
+    "tsn_train_offsets_dur_nseg_len_step_npseed": lambda length, segments, n, stride, seed: [
+        start + 1 for start in sampling.segment_starts(length, segments, n * stride, Legacy(seed))
+    ],
+}
+
+
+def differs(table: str, arguments: list, expected: object) -> str | None:
+    """Why a row is not compared."""
+    if isinstance(expected, str):
+        return "the reference raises here"
+    if table == "ssv2_video_test_all_indices" and arguments[2] != SEGMENT_VIEWS_OF_VIDEO:
+        return "the reference's reader of video files knows two views only and repeats a frame otherwise"
+    return None
+
+
+def check(case: Case) -> None:
+    skipped, compared = {}, 0
+    for table, rows in case.json.items():
+        for *arguments, expected in rows:
+            reason = "no such sampler here" if table not in TABLES else differs(table, arguments, expected)
+            if reason:
+                skipped[table, reason] = skipped.get((table, reason), 0) + 1
+                continue
+            actual = TABLES[table](*arguments)
+            assert list(actual) == expected, f"{table}{arguments}: {actual}, recorded {expected}"
+            compared += 1
+    assert compared, "no row was compared"
+    for (table, reason), count in skipped.items():
+        warnings.warn(f"{case.name}: {count} rows of {table} not covered: {reason}", stacklevel=2)

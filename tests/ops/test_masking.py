@@ -1,0 +1,67 @@
+"""Masks: counts, places, and gathering what is visible."""
+
+import pytest
+import torch
+
+from ivt2.errors import InputError
+from ivt2.ops.masking import gather_tokens, random_masking, tube_masking, visible_indices
+from ivt2.ops.random import uniform
+
+
+@pytest.mark.parametrize(
+    ("patches", "ratio", "hidden"), [(1024, 0.8, 819), (256, 0.5, 128), (2048, 0.8, 1638), (16, 0.0, 0), (7, 0.99, 6)]
+)
+def test_random_masking_hides_the_truncated_share(patches, ratio, hidden):
+    """Visible tokens of stage 2 (spec: video 205, image 128) and of distillation (410)."""
+    masked = random_masking(uniform(torch.arange(3), patches, 0), ratio)
+    assert masked.shape == (3, patches)
+    assert masked.sum(dim=1).tolist() == [hidden] * 3
+
+
+def test_random_masking_hides_the_smallest_noise():
+    noise = torch.tensor([[0.5, 0.1, 0.9, 0.3], [0.2, 0.2, 0.2, 0.1]])
+    expected = torch.tensor([[False, True, False, True], [True, False, False, True]])
+    assert torch.equal(random_masking(noise, 0.5), expected)
+
+
+def test_random_masking_hides_each_patch_equally_often():
+    masked = random_masking(uniform(torch.arange(4000), 20, 1), 0.75)
+    share = masked.float().mean(dim=0)
+    assert share.min() > 0.72
+    assert share.max() < 0.78
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.75, 12), (0.8, 12), (0.0, 0)])
+def test_tube_masking_hides_the_same_patches_in_each_frame(ratio, hidden):
+    noise = uniform(torch.arange(5), 16, 0)
+    frames = tube_masking(noise, ratio, num_frames=4).view(5, 4, 16)
+    assert torch.equal(frames, frames[:, :1].expand_as(frames))
+    assert torch.equal(frames[:, 0], random_masking(noise, ratio))
+    assert frames[:, 0].sum(dim=1).tolist() == [hidden] * 5
+
+
+@pytest.mark.parametrize(
+    ("ratio", "message"), [(1.0, "mask ratio 1.0 hides everything"), (1.5, "1.5"), (-0.1, "-0.1"), (float("nan"), "nan")]
+)
+def test_meaningless_ratio_is_refused(ratio, message):
+    noise = torch.rand(2, 8)
+    with pytest.raises(InputError, match=message):
+        random_masking(noise, ratio)
+    with pytest.raises(InputError, match=message):
+        tube_masking(noise, ratio, num_frames=2)
+
+
+def test_visible_indices_ascend_and_agree_with_boolean_indexing():
+    masked = random_masking(uniform(torch.arange(6), 40, 0), 0.6)
+    index = visible_indices(masked)
+    assert index.shape == (6, 16)
+    assert (index.diff(dim=1) > 0).all()
+    tokens = torch.randn(6, 40, 3)
+    assert torch.equal(gather_tokens(tokens, index), tokens[~masked].view(6, 16, 3))
+
+
+@pytest.mark.parametrize("rows", [[[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1], [1, 1]]])
+def test_ragged_or_full_mask_is_refused(rows):
+    """The first would even reshape: four visible patches in all, but not two in each row."""
+    with pytest.raises(ValueError, match="same number of patches and at least one"):
+        visible_indices(torch.tensor(rows, dtype=torch.bool))
