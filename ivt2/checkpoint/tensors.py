@@ -23,6 +23,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Args:
         path: File to write; an existing one is overwritten.
         tensors: On any device, of a dtype that safetensors knows.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     aliases: dict[str, str] = {}
     stored: dict[str, Tensor] = {}
@@ -40,7 +43,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         storages.add(value.untyped_storage().data_ptr())
         stored[name] = value
     # One entry only: the library writes several in random order, and equal tensors should give equal bytes.
-    safetensors.torch.save_file(stored, path, metadata={ALIASES: json.dumps(aliases)})
+    try:
+        safetensors.torch.save_file(stored, path, metadata={ALIASES: json.dumps(aliases)})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

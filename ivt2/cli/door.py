@@ -27,10 +27,12 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ivt2.cli.console import tidy
 from ivt2.cli.explain import USER_ERRORS, constructor_fault, explain, first
 from ivt2.cli.run_folder import close_log_files, pin_paths, prepare, process_rank
 from ivt2.cli.schema import validate
 from ivt2.cli.sweep import OBJECTIVE_FILE, Sweep
+from ivt2.cli.tracking import mlflow_logger
 from ivt2.errors import InputError
 
 Main = Callable[[Any], float | None]
@@ -59,19 +61,25 @@ def _set_traces(value: str | None) -> None:
         os.environ[_TRACES] = value
 
 
-def _read_flags(arguments: list[str]) -> list[str]:
-    """Check the command line; return the flags that say where the configuration lies."""
+def _read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Check the command line and bring it into the order that Hydra reads: all flags, then all overrides.
+
+    Returns:
+        The arguments in that order, and those flags among them that say where the configuration lies.
+    """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{message}; values are set as key=value, see --help")
 
     parser.error = refuse
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if given.experimental_rerun is not None:
         raise InputError("--experimental-rerun: not supported, because it unpickles a file; give the overrides again")
-    flags = {"--config-path": given.config_path, "--config-name": given.config_name, "--config-dir": given.config_dir}
-    return [text for flag, value in flags.items() if value is not None for text in (flag, value)]
+    places = {"--config-path": given.config_path, "--config-name": given.config_name, "--config-dir": given.config_dir}
+    kept = [text for flag, value in places.items() if value is not None for text in (flag, value)]
+    flags = [text for text in arguments if text not in given.overrides]
+    return [*flags, *given.overrides], kept
 
 
 @contextmanager
@@ -107,20 +115,23 @@ def _call(main: Main, cfg: DictConfig, traces: str | None) -> float | None:
         raise fault from fault.__cause__
 
 
-def _check(cfg: DictConfig, keys: type | None, folder: Path) -> None:
-    """Everything that can be known to be wrong before something is built."""
-    pin_paths(cfg, folder)
+def _claim(cfg: DictConfig, folder: Path) -> None:
+    """Make the run folder this run's own; only the first process of a run writes in it."""
     if process_rank() > 0:
         close_log_files()
-    validate(cfg, keys)
-    if process_rank() == 0 and "replace" in cfg:
+        return
+    mlflow_logger(cfg)
+    if "replace" in cfg:
         prepare(folder, replace=cfg.replace, resume=cfg.get("ckpt_path") is not None)
 
 
 def _job(main: Main, keys: type | None, cfg: DictConfig, traces: str | None) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with _one_line(*USER_ERRORS, OSError, traces=traces):
-        _check(cfg, keys, folder)
+    with _one_line(*USER_ERRORS, traces=traces):
+        validate(cfg, keys)
+    tidy()
+    with _one_line(InputError, OSError, traces=traces):
+        _claim(cfg, folder)
     value = _call(main, cfg, traces)
     if value is not None and process_rank() == 0:
         (folder / OBJECTIVE_FILE).write_text(json.dumps({"objective": value}) + "\n")
@@ -144,16 +155,18 @@ def command(config_name: str, *, keys: type | None = None, conf: Path = CONF) ->
         def enter() -> None:
             traces = os.environ.get(_TRACES)
             with _one_line(*USER_ERRORS, traces=traces):
-                sweep = Sweep(_read_flags(sys.argv[1:]))
+                sys.argv[1:], places = _read_arguments(sys.argv[1:])
+            sweep = Sweep(places)
 
             @functools.wraps(main)
             def task(cfg: DictConfig) -> float | None:
                 _set_traces(traces)
                 own = HydraConfig.get()
-                if own.mode != RunMode.MULTIRUN:
-                    return _job(main, keys, cfg, traces)
                 with _one_line(*USER_ERRORS, traces=traces):
-                    return sweep.run(cfg, own)
+                    pin_paths(cfg, Path(own.runtime.output_dir))
+                    if own.mode == RunMode.MULTIRUN:
+                        return sweep.run(cfg, own)
+                return _job(main, keys, cfg, traces)
 
             _set_traces("1")  # until the job starts: errors then arrive here instead of being printed by Hydra
             try:

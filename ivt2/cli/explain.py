@@ -56,6 +56,12 @@ def _input_error(error: InputError) -> str:
     return _one_line(inside[-1] if inside else str(error))
 
 
+def _node(error: BaseException) -> str:
+    """Beginning of the message: the node whose constructor failed, where Hydra was building one."""
+    found = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
+    return f"{found[1]}: " if found else ""
+
+
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group or error.options is None:
@@ -124,7 +130,7 @@ def explain(error: BaseException, options: Options) -> str:
     """
     own, config = first(error, InputError), first(error, OmegaConfBaseException)
     if own is not None:
-        return _input_error(own)
+        return _node(error) + _input_error(own)
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
@@ -132,7 +138,7 @@ def explain(error: BaseException, options: Options) -> str:
     if config is not None:
         return _config_error(config, options)
     fault = constructor_fault(error) if isinstance(error, InstantiationException) else error
-    return _other_error(fault)
+    return _node(error) + _other_error(fault)
 
 
 def constructor_fault(error: InstantiationException) -> BaseException:

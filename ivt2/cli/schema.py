@@ -37,6 +37,16 @@ def _says(annotation: Any) -> str:
     return inspect.formatannotation(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
+def _validate(value: Any, annotation: Any) -> None:
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a dataclass or TypedDict takes no configuration from outside
+        adapter = TypeAdapter(annotation)
+    adapter.validate_json(json.dumps(value, default=str), strict=True)
+
+
 def mismatch(value: Any, annotation: Any) -> str | None:
     """What is wrong with a plain value, or None.
 
@@ -44,20 +54,15 @@ def mismatch(value: Any, annotation: Any) -> str | None:
         value: Scalar, list or mapping as YAML gives it.
         annotation: Type of the argument; one that pydantic cannot judge accepts everything.
     """
-    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-    from pydantic.errors import PydanticSchemaGenerationError
+    from pydantic import PydanticUserError, ValidationError
 
     try:
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # the annotation is itself a pydantic-like type with its own configuration
-        adapter = TypeAdapter(annotation)
-    except (PydanticSchemaGenerationError, NameError, TypeError):
-        return None
-    try:
-        adapter.validate_json(json.dumps(value, default=str), strict=True)
+        _validate(value, annotation)
     except ValidationError as error:
         where = "".join(f"[{part!r}]" for part in error.errors()[0]["loc"] if isinstance(part, int))
         return f"expected {_says(annotation)}, got {value!r}" + (f" (item {where})" if where else "")
+    except (PydanticUserError, NameError, TypeError):
+        return None
     return None
 
 
@@ -135,7 +140,7 @@ def _at(plain: Any, path: str) -> Any:
 
 def _root_problems(plain: Mapping[str, Any], keys: type) -> Iterator[str]:
     for key, annotation in get_type_hints(keys).items():
-        wrong = "this key is missing" if key not in plain else None
+        wrong = f"not set; set it with {key}=..., see --help" if key not in plain else None
         if wrong is None and not _holds_target(plain[key]):
             wrong = mismatch(plain[key], annotation)
         if wrong:

@@ -13,17 +13,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from ivt2.cli.tracking import ParentRun, mlflow_logger
 
 log = logging.getLogger(__name__)
-
-PARENT_RUN = "IVT2_PARENT_RUN_ID"
-"""Environment variable through which a job's MLflow run learns its parent."""
 
 OBJECTIVE_FILE = "objective.json"
 """File in the run folder that holds the value which a command returned."""
@@ -70,45 +69,6 @@ def _objective(folder: Path) -> float | None:
     return float(json.loads(file.read_text())["objective"]) if file.exists() else None
 
 
-def _mlflow_nodes(value: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        if "tracking_uri" in value:
-            yield value
-        for item in value.values():
-            yield from _mlflow_nodes(item)
-
-
-class ParentRun:
-    """The MLflow run under which the runs of a sweep's jobs stand.
-
-    Args:
-        logger: The jobs' MLflow logger node: ``tracking_uri``, ``experiment_name``, perhaps ``artifact_location``.
-        name: Name of the run.
-    """
-
-    def __init__(self, logger: Mapping[str, Any], name: str) -> None:
-        from mlflow import MlflowClient
-
-        uri = str(logger["tracking_uri"])
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(tracking_uri=uri)
-        experiment = str(logger.get("experiment_name", "Default"))
-        found = self._client.get_experiment_by_name(experiment)
-        location = logger.get("artifact_location")
-        number = found.experiment_id if found else self._client.create_experiment(experiment, location)
-        self.run_id: str = self._client.create_run(number, run_name=name, tags={"kind": "sweep"}).info.run_id
-
-    def finish(self, jobs: Sequence[Job], file: Path) -> None:
-        """Log the objective of every job (step = number of the job) and the table of all jobs, and end the run."""
-        for step, job in enumerate(jobs):
-            if job.objective is not None:
-                self._client.log_metric(self.run_id, "objective", job.objective, step=step)
-        self._client.log_metric(self.run_id, "failed_jobs", sum(job.exit_code != 0 for job in jobs))
-        self._client.log_artifact(self.run_id, str(file))
-        self._client.set_terminated(self.run_id, "FAILED" if any(job.exit_code for job in jobs) else "FINISHED")
-
-
 class Sweep:
     """Runs the jobs that Hydra's sweeper asks for, and keeps the account of them.
 
@@ -124,10 +84,9 @@ class Sweep:
 
     def _start(self, cfg: DictConfig, folder: Path) -> None:
         self._folder = folder
-        logger = OmegaConf.to_container(cfg.logger, resolve=True) if cfg.get("logger") else None
-        node = next(_mlflow_nodes(logger), None)
-        if node is not None:
-            self._parent = ParentRun(node, name=f"sweep {folder.name}")
+        logger = mlflow_logger(cfg)
+        if logger is not None:
+            self._parent = ParentRun(logger, name=f"sweep {folder.name}")
 
     def run(self, cfg: DictConfig, hydra: Any) -> float:
         """Run one job to its end.
@@ -142,7 +101,7 @@ class Sweep:
         folder = Path(hydra.runtime.output_dir)
         if self._folder is None:
             self._start(cfg, Path(hydra.sweep.dir).resolve())
-        parent = {} if self._parent is None else {PARENT_RUN: self._parent.run_id}
+        parent = {} if self._parent is None else self._parent.environment()
         start = time.monotonic()
         line = job_command(hydra, self._flags)
         code = subprocess.run(line, env=os.environ | parent, check=False).returncode  # noqa: S603 - this same program
@@ -164,8 +123,9 @@ class Sweep:
             return 0
         file = self._folder / "sweep.json"
         file.write_text(json.dumps({"jobs": [asdict(job) for job in self.jobs]}, indent=2) + "\n")
-        if self._parent is not None:
-            self._parent.finish(self.jobs, file)
         failed = sum(job.exit_code != 0 for job in self.jobs)
+        if self._parent is not None:
+            objectives = {step: job.objective for step, job in enumerate(self.jobs) if job.objective is not None}
+            self._parent.finish(objectives, failed, file)
         log.info("%d of %d jobs failed; %s", failed, len(self.jobs), file)
         return int(failed > 0)

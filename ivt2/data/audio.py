@@ -24,7 +24,7 @@ def decode_audio(
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> Float32[Tensor, "S"] | None:
-    """Decode the first audio track, mixed to one channel and resampled.
+    """Decode the first audio track, averaged over its channels and resampled.
 
     Args:
         data: A whole WAV, FLAC, MP3, AAC or Ogg file, or a video file.
@@ -60,11 +60,11 @@ def decode_audio(
 
 
 def _samples(opened: "InputContainer", sample_rate_hz: int) -> Iterator[NDArray[np.float32]]:
-    """Decode and resample piece by piece."""
+    """Decode and resample piece by piece; channels are averaged here, as the library would weigh them otherwise."""
     from av.audio.resampler import AudioResampler
 
     stream = opened.streams.audio[0]
-    resampler = AudioResampler(format="flt", layout="mono", rate=sample_rate_hz)
+    resampler = AudioResampler(format="fltp", rate=sample_rate_hz)
     for frame in opened.decode(stream):
         yield from _arrays(resampler.resample(frame))
     yield from _arrays(resampler.resample(None))
@@ -72,7 +72,7 @@ def _samples(opened: "InputContainer", sample_rate_hz: int) -> Iterator[NDArray[
 
 def _arrays(frames: list[Any]) -> Iterator[NDArray[np.float32]]:
     for frame in frames:
-        yield frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+        yield frame.to_ndarray().mean(axis=0, dtype=np.float32)
 
 
 def _cut(pieces: Iterator[NDArray[np.float32]], first: int, last: int) -> Iterator[NDArray[np.float32]]:

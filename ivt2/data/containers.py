@@ -1,6 +1,8 @@
 """What a string of bytes is, told from its content alone: file names and playlists are never followed."""
 
 import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +46,22 @@ _BOXES = frozenset({
     b"meta",
 })
 _TS_PACKET = 188
+_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+# Seek head, info, tracks, cues, cluster, chapters, tags, attachments; void and CRC-32 may stand anywhere.
+_SEGMENT_PARTS = frozenset({
+    b"\x11\x4d\x9b\x74",
+    b"\x15\x49\xa9\x66",
+    b"\x16\x54\xae\x6b",
+    b"\x1c\x53\xbb\x6b",
+    _CLUSTER,
+    b"\x10\x43\xa7\x70",
+    b"\x12\x54\xc3\x67",
+    b"\x19\x41\xa4\x69",
+    b"\xec",
+    b"\xbf",
+})
+# Timestamp, simple block, block group, position, size of the previous cluster, encrypted block, silent tracks.
+_CLUSTER_PARTS = frozenset({b"\xe7", b"\xa3", b"\xa0", b"\xa7", b"\xab", b"\xaf", b"\x58\x54", b"\xec", b"\xbf"})
 
 
 class DecodeError(Exception):
@@ -158,7 +176,7 @@ def check_complete(data: bytes, container: Container) -> None:
 
 def _check_boxes(data: bytes) -> None:
     """Walk over the top level: every known box must end within the file, and one must describe the tracks."""
-    position, names = 0, set()
+    position, names = 0, set[bytes]()
     while position + 8 <= len(data):
         size, name = struct.unpack(">I4s", data[position : position + 8])
         if size == 1 and position + 16 <= len(data):
@@ -178,15 +196,38 @@ def _check_boxes(data: bytes) -> None:
 
 
 def _check_segment(data: bytes) -> None:
-    """Compare the length that the segment of a Matroska file states with the bytes behind it."""
-    _, after = _ebml_number(data, 4)
-    header, _ = _ebml_number(data, 4)
-    position = after + (header or 0)
-    if data[position : position + 4] != b"\x18\x53\x80\x67":
+    """Walk over the parts of a Matroska file: all must be known and end within the file, and checksums be right."""
+    header, position = _ebml_number(data, 4)
+    position += header or 0
+    if data[position : position + 4] != _SEGMENT:
         raise DecodeError("corrupt", "no segment behind the EBML header")
-    size, start = _ebml_number(data, position + 4)
-    if size is not None and start + size > len(data):
-        raise DecodeError("truncated", f"{len(data)} bytes, segment ends at {start + size}")
+    size, position = _ebml_number(data, position + 4)
+    end = len(data) if size is None else position + size
+    if end > len(data):
+        raise DecodeError("truncated", f"{len(data)} bytes, segment ends at {end}")
+    for name, start, stop in _elements(data, position, end, _SEGMENT_PARTS):
+        if stop - start >= 6 and data[start : start + 2] == b"\xbf\x84":  # a CRC-32 of the rest stands first
+            expected = int.from_bytes(data[start + 2 : start + 6], "little")
+            if zlib.crc32(memoryview(data)[start + 6 : stop]) != expected:
+                raise DecodeError("corrupt", f"wrong checksum of bytes {start} to {stop}")
+        elif name == _CLUSTER:
+            for _ in _elements(data, start, stop, _CLUSTER_PARTS):
+                pass
+
+
+def _elements(data: bytes, position: int, end: int, names: frozenset[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and stop of the elements in a range, up to one of unknown length (a live recording)."""
+    while position < end:
+        name = data[position : position + 9 - data[position].bit_length()]
+        if name not in names:
+            raise DecodeError("corrupt", f"no valid element at byte {position}")
+        size, start = _ebml_number(data, position + len(name))
+        if size is None:
+            return
+        position = start + size
+        if position > end:
+            raise DecodeError("truncated", f"{end} bytes, element ends at {position}")
+        yield name, start, position
 
 
 def _ebml_number(data: bytes, position: int) -> tuple[int | None, int]:

@@ -1,26 +1,22 @@
 """Video and image bytes to uint8 pixels, or a ``DecodeError`` that says why not.
 
-Bytes are accepted by content, refused by header, and decoded by whichever library suits; all libraries give the same frames.
+Bytes are accepted by content, refused by header, then decoded; all back ends give the same frames or refuse.
 """
 
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ivt2.data import decode_decord, decode_pyav
 from ivt2.data.containers import VIDEO_CONTAINERS, DecodeError, Limits, Reason, check_complete, sniff
 from ivt2.errors import InputError
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
 
 __all__ = [
     "Backend",
@@ -77,7 +73,8 @@ def decode_video(
         data: A whole mp4/mov, Matroska/WebM, AVI, MPEG-TS, Ogg or GIF file.
         choose: Gets the number of frames and the frames per second, returns frame numbers, in any order, also repeated.
             Frames are numbered in the order in which they are shown; what an edit list hides is not counted.
-        backend: ``auto`` uses decord where it suits and falls back to PyAV where it fails.
+        backend: ``auto`` is PyAV: as fast, and it reports damage that decord decodes to wrong pixels or dies of.
+            ``decord`` is for files that are known to be whole.
         limits: What to refuse from the header; the default ``Limits()`` if None.
         start_s: Begin of the part to choose from, in seconds after the first frame.
         end_s: End of that part; frames shown at ``end_s`` or later do not belong to it.
@@ -102,12 +99,16 @@ def decode_video(
         if not chosen or min(chosen) < 0 or max(chosen) >= last - first:
             raise IndexError(f"frames {chosen} asked for, of {last - first}")
         wanted = sorted(set(chosen))
-        pixels, used = _decode(data, opened, index, [first + number for number in wanted], backend)
+        numbers = [first + number for number in wanted]
+        if backend == "decord":
+            pixels = decode_decord.decode_frames(data, index, numbers)
+        else:
+            pixels = decode_pyav.decode_frames(data, opened, index, numbers)
     if wanted != chosen:
         pixels = pixels[np.searchsorted(wanted, chosen)]
     duration_s = float(index.times_s[last - 1] - index.times_s[first]) + 1.0 / index.fps
     frames = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    return DecodedVideo(frames, last - first, index.fps, duration_s, used)
+    return DecodedVideo(frames, last - first, index.fps, duration_s, "decord" if backend == "decord" else "pyav")
 
 
 def _window(index: decode_pyav.VideoIndex, start_s: float | None, end_s: float | None) -> tuple[int, int]:
@@ -118,19 +119,6 @@ def _window(index: decode_pyav.VideoIndex, start_s: float | None, end_s: float |
     if first >= last:
         raise DecodeError("empty", f"no frame from {start_s} to {end_s} s of {index.duration_s:.2f} s")
     return first, last
-
-
-def _decode(
-    data: bytes, opened: "InputContainer", index: decode_pyav.VideoIndex, wanted: list[int], backend: Backend
-) -> tuple[NDArray[np.uint8], str]:
-    """Decode with the back end asked for and name the one that was used."""
-    if backend == "decord" or (backend == "auto" and "decord" in available_backends() and decode_decord.suits(index)):
-        try:
-            return decode_decord.decode_frames(data, index, wanted), "decord"
-        except DecodeError:
-            if backend == "decord":
-                raise
-    return decode_pyav.decode_frames(data, opened, index, wanted), "pyav"
 
 
 def decode_image(data: bytes, limits: Limits | None = None) -> UInt8[Tensor, "1 C H W"]:
@@ -152,5 +140,5 @@ def decode_image(data: bytes, limits: Limits | None = None) -> UInt8[Tensor, "1 
     except Image.DecompressionBombError as error:
         raise DecodeError("too_large", str(error)) from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise DecodeError("truncated" if "truncated" in str(error) else "corrupt", str(error)) from error
+        raise DecodeError("truncated" if "truncated" in str(error).lower() else "corrupt", str(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]

@@ -5,17 +5,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ivt2.data.containers import Container, DecodeError, Limits
+from ivt2.data.containers import Container, DecodeError, Limits, Reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
 _SEEKABLE = frozenset({"mov", "matroska"})  # in the others a seek lands beside its target
+# Codec -> where its configuration record states the size of length fields; shift and mask of a unit's type; IDR types.
+_IDR_UNITS = {"h264": (4, 0, 0x1F, {5}), "hevc": (21, 1, 0x3F, {19, 20})}
+_DEFAULT_FPS = 25.0  # of a single picture without any rate
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class VideoIndex:
 
     Attributes:
         container: Demultiplexer.
-        codec: Codec, by the decoder's name.
+        codec: Codec, by its standard name.
+        pixel_format: Layout and depth of the coded pixels; empty if the header does not say.
         height: Rows of a coded frame, before rotation.
         width: Columns of a coded frame, before rotation.
         fps: Average frames per second.
@@ -32,11 +36,13 @@ class VideoIndex:
         timestamps: The same in units of the stream; None where the container has no trustworthy ones.
         keys: Sorted timestamps from which decoding can begin; empty where it must begin at the start.
         trimmed: An edit list hides packets.
+        open_gop: Some frames need others from before the last key frame, or might: decoding from there is delicate.
         num_video_streams: Moving pictures in the file; the first is read.
     """
 
     container: Container
     codec: str
+    pixel_format: str
     height: int
     width: int
     fps: float
@@ -44,6 +50,7 @@ class VideoIndex:
     timestamps: list[int] | None
     keys: list[int]
     trimmed: bool
+    open_gop: bool
     num_video_streams: int
 
     @property
@@ -107,31 +114,31 @@ def read_index(opened: "InputContainer", container: Container, limits: Limits) -
     limits.check_length(stream.frames, _header_duration_s(opened, stream))
 
     with codec_errors():
-        timestamps, keys, trimmed = _read_packets(opened, stream, limits)
-    if not timestamps:
+        packets = _read_packets(opened, stream, limits)
+    num_frames = len(packets.timestamps)
+    if not num_frames:
         raise DecodeError("empty", "no frame")
-    fps = float(stream.average_rate or 0)
-    ordered = sorted(stamp for stamp in timestamps if stamp is not None)
-    exact = len(set(ordered)) == len(timestamps)
-    if fps <= 0:
-        span_s = float((ordered[-1] - ordered[0]) * stream.time_base) if exact else 0.0
-        fps = (len(ordered) - 1) / span_s if span_s > 0 else 25.0
+    ordered = sorted(stamp for stamp in packets.timestamps if stamp is not None)
+    exact = len(set(ordered)) == num_frames
+    span_s = float((ordered[-1] - ordered[0]) * stream.time_base) if exact else 0.0
+    fps = float(stream.average_rate or 0) or (_DEFAULT_FPS if span_s <= 0 else (num_frames - 1) / span_s)
     if exact:
         times_s = (np.asarray(ordered, dtype=np.float64) - ordered[0]) * float(stream.time_base)
     else:
-        times_s = np.arange(len(timestamps), dtype=np.float64) / fps
-    limits.check_length(len(timestamps), float(times_s[-1]))
-    seekable = exact and container in _SEEKABLE
+        times_s = np.arange(num_frames, dtype=np.float64) / fps
+    limits.check_length(num_frames, float(times_s[-1]))
     return VideoIndex(
         container=container,
         codec=stream.codec_context.codec.canonical_name,
+        pixel_format=stream.codec_context.pix_fmt or "",
         height=height,
         width=width,
         fps=fps,
         times_s=times_s,
         timestamps=ordered if exact else None,
-        keys=sorted(keys) if seekable else [],
-        trimmed=trimmed,
+        keys=sorted(packets.keys) if exact and container in _SEEKABLE else [],
+        trimmed=packets.trimmed,
+        open_gop=packets.open_gop,
         num_video_streams=len(streams),
     )
 
@@ -143,31 +150,67 @@ def _header_duration_s(opened: "InputContainer", stream: Any) -> float:
     return max(whole, own)
 
 
-def _read_packets(opened: "InputContainer", stream: Any, limits: Limits) -> tuple[list[int | None], list[int], bool]:
-    """Return timestamps of shown frames (in decoding order), timestamps of key frames, and whether packets are hidden."""
+class _Packets(NamedTuple):
+    """Shown packets and key packets by timestamp, in the order of storage, and two facts about them."""
+
+    timestamps: list[int | None]
+    keys: list[int]
+    trimmed: bool
+    open_gop: bool
+
+
+def _read_packets(opened: "InputContainer", stream: Any, limits: Limits) -> _Packets:
+    """Read all packets of a stream; those that cannot be shown are left out."""
     timestamps: list[int | None] = []
     keys: list[int] = []
-    trimmed = False
-    vp8 = stream.codec_context.name == "vp8"
+    trimmed = open_gop = False
     for packet in opened.demux(stream):
-        if packet.size == 0 or (vp8 and not bytes(packet)[0] & 0x10):  # end of stream; reference frame never shown
+        if packet.size == 0 or (stream.codec_context.name == "vp8" and not _vp8_shown(packet)):
             continue
         if packet.is_corrupt:
             raise DecodeError("truncated", f"packet {len(timestamps)} is incomplete")
         if packet.is_keyframe and packet.pts is not None:
             keys.append(packet.pts)
-        if packet.is_discard:
-            trimmed = True
-        elif keys or container_starts_anywhere(packet):
+            open_gop |= not _refreshes(packet)
+        open_gop |= bool(keys) and packet.pts is not None and packet.pts < keys[-1]
+        trimmed |= packet.is_discard
+        if not packet.is_discard and _decodable(packet, keys):
             timestamps.append(packet.pts)
         if len(timestamps) > limits.max_frames:
             raise DecodeError("too_many_frames", f"more than {limits.max_frames} frames")
-    return timestamps, keys, trimmed
+    return _Packets(timestamps, keys, trimmed, open_gop)
 
 
-def container_starts_anywhere(packet: Any) -> bool:
-    """Whether packets before the first key frame count: not in a transport stream, which may be cut anywhere."""
-    return bool(packet.stream.container.format.name != "mpegts")
+def _refreshes(packet: Any) -> bool:
+    """Whether a key frame of H.264 or HEVC empties the decoder's memory (IDR): not all do. True for other codecs."""
+    codec = packet.stream.codec_context
+    if codec.name not in _IDR_UNITS:
+        return True
+    length_at, shift, mask, idr = _IDR_UNITS[codec.name]
+    configuration = codec.extradata or b""
+    if len(configuration) <= length_at or configuration[0] != 1:  # not the record that mp4 and Matroska keep
+        return False
+    length_size = (configuration[length_at] & 3) + 1
+    data = memoryview(packet)
+    position = 0
+    while position + length_size < len(data):
+        unit = position + length_size
+        if data[unit] >> shift & mask in idr:
+            return True
+        position = unit + int.from_bytes(data[position:unit], "big")
+    return False
+
+
+def _vp8_shown(packet: Any) -> bool:
+    """Read the bit of the frame header that is 0 for alternative reference frames."""
+    return bool(bytes(packet)[0] & 0x10)
+
+
+def _decodable(packet: Any, keys: list[int]) -> bool:
+    """Whether the key frame that a packet builds on is in the file, which may have been cut anywhere."""
+    if not keys:  # key frames are not marked in every container
+        return bool(packet.stream.container.format.name != "mpegts")
+    return packet.pts is None or packet.pts >= keys[0]
 
 
 def decode_frames(data: bytes, opened: "InputContainer", index: VideoIndex, wanted: Sequence[int]) -> NDArray[np.uint8]:
@@ -189,7 +232,7 @@ def decode_frames(data: bytes, opened: "InputContainer", index: VideoIndex, want
     if index.timestamps is not None and index.keys and index.keys[0] <= index.timestamps[wanted[0]]:
         return _collect(_seek_frames(opened, index, wanted), index, len(wanted))
     with open_container(data, index.container) as again:
-        return _collect(_sequential_frames(again, wanted), index, len(wanted))
+        return _collect(_sequential_frames(again, index, wanted), index, len(wanted))
 
 
 def _prepare(stream: Any) -> None:
@@ -222,24 +265,28 @@ def _seek_frames(opened: "InputContainer", index: VideoIndex, wanted: Sequence[i
             if current is not None and current >= target:
                 break
         if current != target:
-            reason = "truncated" if current is None or current < target else "corrupt"
+            reason: Reason = "truncated" if current is None or current < target else "corrupt"
             raise DecodeError(reason, f"no frame {number} at timestamp {target}")
         yield frame
 
 
-def _sequential_frames(opened: "InputContainer", wanted: Sequence[int]) -> Iterator[Any]:
+def _sequential_frames(opened: "InputContainer", index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
     stream = _video_streams(opened)[0]
     _prepare(stream)
+    first = None if index.timestamps is None else index.timestamps[0]
     remaining = list(reversed(wanted))
-    count = 0
-    for count, frame in enumerate(opened.decode(stream), start=1):
+    number = 0
+    for frame in opened.decode(stream):
+        if first is not None and frame.pts is not None and frame.pts < first:
+            continue  # builds on a frame before the beginning of the file
         _undamaged(frame)
-        if count - 1 == remaining[-1]:
+        if number == remaining[-1]:
             remaining.pop()
             yield frame
         if not remaining:
             return
-    raise DecodeError("truncated", f"the stream ends after {count} frames, before frame {remaining[-1]}")
+        number += 1
+    raise DecodeError("truncated", f"the stream ends after {number} frames, before frame {remaining[-1]}")
 
 
 def _collect(frames: Iterator[Any], index: VideoIndex, num_frames: int) -> NDArray[np.uint8]:

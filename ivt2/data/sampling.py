@@ -1,12 +1,14 @@
 """Which frames of a video make a clip: pure functions from a length to frame indices.
 
 ``length`` is the number of frames of the video, ``num_frames`` the number wanted; every function returns exactly
-``num_frames`` indices in increasing order (``at_rate`` as many as the duration holds). Videos shorter than the clip repeat frames.
+``num_frames`` indices in increasing order (``at_rate`` as many as the duration holds). Videos shorter than the clip
+repeat frames.
 Deviations of the reference code are options, off by default. Views are counted from 0.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +45,7 @@ def middle(length: int, num_frames: int) -> list[int]:
     Source: stage 2 evaluation, sampling type ``middle``.
     """
     edges = _segment_edges(length, num_frames)
-    return _pad([(low + high - 1) // 2 for low, high in zip(edges, edges[1:], strict=False)], num_frames)
+    return _pad([(low + high - 1) // 2 for low, high in pairwise(edges)], num_frames)
 
 
 def segment_offset(length: int, num_frames: int, offset: int, *, overrun: bool = False) -> list[int]:
@@ -57,9 +59,7 @@ def segment_offset(length: int, num_frames: int, offset: int, *, overrun: bool =
             otherwise the last frame of the segment is taken.
     """
     edges = _segment_edges(length, num_frames)
-    frames = [
-        low + offset if overrun else min(low + offset, high - 1) for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    frames = [low + offset if overrun else min(low + offset, high - 1) for low, high in pairwise(edges)]
     return _pad(frames, num_frames)
 
 
@@ -128,7 +128,7 @@ def uniform_random(length: int, num_frames: int, generator: Draw) -> list[int]:
     _check(length, num_frames)
     step = (length - 1) / num_frames
     edges = [round(step * i) for i in range(num_frames + 1)]
-    drawn = [int(generator.integers(low, high + 1)) for low, high in zip(edges, edges[1:], strict=False)]
+    drawn = [int(generator.integers(low, high + 1)) for low, high in pairwise(edges)]
     return [min(frame, length - 1) for frame in drawn]
 
 
@@ -168,9 +168,9 @@ def dense(length: int, num_frames: int, stride: int, *, start: int | None = None
         length: Frames of the video.
         num_frames: Frames wanted.
         stride: Window length per wanted frame.
-        start: First frame of the window; the centred window if None. Not used where the video is no longer than the window.
-        overrun: Let the window *end* at (length - window) // 2, as the reference's validation does: it lies in the first
-            half of the video, and before its beginning for videos shorter than three windows.
+        start: First frame of the window; the centred window if None. Without effect where the window does not fit.
+        overrun: Let the window *end* at (length - window) // 2, as the reference's validation does: it lies in the
+            first half of the video, and before its beginning for videos shorter than three windows.
     """
     _check(length, num_frames)
     window = num_frames * stride

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +184,9 @@ class _OpenShard:
         )
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._tar.close()
+            self._file.close()
         self.temporary.unlink(missing_ok=True)
 
 
@@ -369,7 +372,7 @@ class ShardSet:
             index = scan(folder / name)
             shards[name] = _count(folder / name, index, promised.get(name))
             table.append(index, shards[name])
-        return cls(folder, shards, table, _fingerprint(folder, shards) if manifest is None else manifest.hash)
+        return cls(folder, shards, table, _fingerprint(shards, table) if manifest is None else manifest.hash)
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -452,9 +455,9 @@ def _count(path: Path, index: TarIndex, promised: ShardInfo | None) -> int:
     return promised.samples
 
 
-def _fingerprint(folder: Path, shards: Mapping[str, int]) -> str:
-    """What identifies shards without a manifest: names, sizes and counts."""
-    lines = "\n".join(f"{name} {(folder / name).stat().st_size} {count}" for name, count in shards.items())
+def _fingerprint(shards: Mapping[str, int], table: SampleTable) -> str:
+    """What identifies shards without a manifest: names, counts, and place and size of every member."""
+    lines = "\n".join([*(f"{name} {count}" for name, count in shards.items()), table.fingerprint()])
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -465,9 +468,7 @@ def _check_key(key: str) -> None:
 
 def _encode(key: str, kind: str, content: Member) -> bytes:
     if kind not in MEMBER_TYPES:
-        raise InputError(
-            f"member {key}.{kind}: type must be one of {', '.join(MEMBER_TYPES)}; convert or omit it"
-        )
+        raise InputError(f"member {key}.{kind}: type must be one of {', '.join(MEMBER_TYPES)}; convert or omit it")
     try:
         if isinstance(content, dict):
             content = json.dumps(content, ensure_ascii=False, allow_nan=False)

@@ -4,21 +4,22 @@ A clip shows two shapes on a dark ground. The first one does something (moves le
 within a window of time and rests before and after; the second one stays where it is. A tone sounds during the window.
 Seven words make a combination (colour, shape, size and motion of the first object, colour and shape of the second, and
 where the first is as seen from the second); a hash of the combination decides, once for every seed, whether clips of
-training or of test may show it. Everything is a pure function of (split, seed, index).
+training, of validation or of test may show it. Everything is a pure function of (split, seed, index).
 """
 
 import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
 from ivt2.errors import InputError
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 Colour = Literal["red", "green", "blue", "yellow", "purple", "white"]
 Shape = Literal["ring", "square", "triangle", "cross"]
 Size = Literal["small", "big"]
@@ -37,10 +38,12 @@ TONES: tuple[Tone, ...] = get_args(Tone)
 
 GENERATOR_VERSION = 1
 """Raised whenever the same (split, seed, index) would give another clip or other facts."""
+VOCABULARY_FILE = Path(__file__).with_name("synthetic_vocab.txt")
+"""Every word of the grammar, one token a line in BERT's id layout."""
 FPS = 8
 MIN_FRAMES, MAX_FRAMES = 16, 24
-TEST_SHARE = 10
-"""One combination in so many belongs to the test split."""
+NUM_PARTS = 10
+"""The combinations fall into so many equal parts: one is for test, one for validation, the others for training."""
 
 TONE_OF_MOTION: dict[Motion, Tone] = {
     "left": "middle",
@@ -64,6 +67,7 @@ _SAID: dict[Motion, tuple[str, str]] = {
     "grow": ("grows", "expands"),
     "shrink": ("shrinks", "contracts"),
 }
+_SPLIT_OF_PART: dict[int, Split] = {0: "test", 1: "val"}
 _SIZE_SAID: dict[Size, str] = {"small": "little", "big": "large"}
 
 
@@ -83,7 +87,7 @@ class Combination(NamedTuple):
     def split(self) -> Split:
         """The only split whose clips may show this combination; the same for every seed."""
         digest = hashlib.blake2b("/".join(self).encode(), digest_size=8).digest()
-        return "test" if int.from_bytes(digest, "little") % TEST_SHARE == 0 else "train"
+        return _SPLIT_OF_PART.get(int.from_bytes(digest, "little") % NUM_PARTS, "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ class Scene:
         offset: displacement of both objects across the relation's axis, first then second, each in [-1, 1].
         background: red, green and blue of the ground, dark.
         brightness: factor on the colours of both objects.
-        variant: which paraphrase stands first and which question is asked.
+        variant: which paraphrase stands first and which question is asked, in [0, 32).
     """
 
     key: str
@@ -160,18 +164,22 @@ class Scene:
         }
 
 
-def combinations(split: Split) -> list[Combination]:
-    """Return every combination of a split: two objects never share a colour, so a colour says which is meant."""
+@cache
+def combinations(split: Split) -> tuple[Combination, ...]:
+    """Return every combination of a split, always in the same order.
+
+    Two objects never share a colour, so a colour says which is meant.
+    """
     words = itertools.product(COLOURS, SHAPES, SIZES, MOTIONS, COLOURS, SHAPES, RELATIONS)
     every = (Combination(*word) for word in words if word[0] != word[4])
-    return [combination for combination in every if combination.split == split]
+    return tuple(combination for combination in every if combination.split == split)
 
 
 def make_scenes(split: Split, num: int, seed: int) -> list[Scene]:
     """Draw scenes without replacement; scene i does not depend on how many are drawn.
 
-    Training repeats combinations (with other free details) once all were shown; test never does, so that a caption
-    describes one clip only.
+    Training repeats combinations (with other free details) once all were shown; validation and test never do, so that
+    there a caption describes one clip only.
 
     Args:
         split: which combinations may occur.
@@ -179,11 +187,13 @@ def make_scenes(split: Split, num: int, seed: int) -> list[Scene]:
         seed: changes order and free details, never the split.
 
     Raises:
-        InputError: when test has fewer combinations than asked for.
+        InputError: when validation or test has fewer combinations than asked for.
     """
     eligible = combinations(split)
-    if split == "test" and num > len(eligible):
-        raise InputError(f"num_clips={num}: the test split has {len(eligible)} combinations; ask for at most as many")
+    if split != "train" and num > len(eligible):
+        raise InputError(
+            f"num_clips={num}: the {split} split has {len(eligible)} combinations; ask for at most as many"
+        )
     scenes: list[Scene] = []
     for turn in range(math.ceil(num / len(eligible))):
         draws = _uniform(len(eligible), "order", split, seed, turn)
@@ -229,7 +239,7 @@ def _scene(combination: Combination, split: Split, seed: int, index: int) -> Sce
         offset=(2 * draws[8] - 1, 2 * draws[9] - 1),
         background=(red, green, blue),
         brightness=0.88 + 0.12 * draws[10],
-        variant=_between(draws[11], 0, 839),
+        variant=_between(draws[11], 0, 31),
     )
 
 
@@ -262,6 +272,6 @@ def _question(words: Combination, tone: Tone, variant: int) -> tuple[str, tuple[
         (f"what colour is the object {there}?", second_colours, words.second_colour),
         (f"what shape is the object {there}?", SHAPES, words.second_shape),
         (f"where is the {thing} as seen from the {second}?", RELATIONS, words.relation),
-        ("how high is the tone?", TONES, tone),
+        ("which tone sounds?", TONES, tone),
     )
     return questions[variant // 4 % len(questions)]

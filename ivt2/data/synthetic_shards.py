@@ -46,7 +46,7 @@ def write_synthetic(
 
     Args:
         folder: where to write; made when absent.
-        split: train or test; no combination of attributes occurs in both, whatever the seeds.
+        split: train, val or test; no combination of attributes occurs in two of them, whatever the seeds.
         num_clips: how many.
         seed: changes order and free details.
         image_size: side of the frames in pixels, even.
@@ -81,9 +81,7 @@ def write_synthetic(
         if not (folder / FACTS_NAME).exists() and any(folder.glob("*.tar")):
             raise InputError(f"{folder}: holds shards that are not of the embedded dataset; choose another folder")
         _write_facts(folder, facts, manifest_hash=None)
-        writer = ShardWriter(
-            folder, max_samples=samples_per_shard, max_bytes=_SHARD_BYTES, prefix=split, overwrite=True
-        )
+        writer = ShardWriter(folder, max_samples=samples_per_shard, max_bytes=_SHARD_BYTES, overwrite=True)
         with writer, _encoded(scenes, image_size, num_processes) as clips:
             for scene, clip in _tracked(scenes, clips, f"writing {split} clips", shown=progress):
                 writer.write(scene.key, {"mp4": clip, "json": scene.facts()}, scene.duration_s)
@@ -134,7 +132,10 @@ def _encoded(scenes: Sequence[Scene], image_size: int, num_processes: int) -> It
     # a forked process starts at once; a spawned one would import the program's main module with all its frameworks
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context(method)) as pool:
-        yield pool.map(encode, scenes, chunksize=_CHUNK)
+        try:
+            yield pool.map(encode, scenes, chunksize=_CHUNK)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class _RateColumn(ProgressColumn):

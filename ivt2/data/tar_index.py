@@ -4,6 +4,7 @@ The pass trusts nothing: links, devices, sparse files and names that leave the f
 archive gives the samples whose bytes are all there.
 """
 
+import hashlib
 import tarfile
 from array import array
 from collections.abc import Iterator
@@ -88,6 +89,13 @@ class SampleTable:
         """Why a sample cannot be used; None when it can."""
         return self._reasons.get(sample)
 
+    def fingerprint(self) -> str:
+        """Hash of all keys and spans."""
+        digest = hashlib.sha256(self._keys)
+        for part in (self._types, self._spans, self._key_end, self._types_end):
+            digest.update(part)
+        return digest.hexdigest()
+
     def _add(self, key: str, spans: dict[str, Span], reason: str | None) -> None:
         if reason is not None:
             self._reasons[len(self)] = reason
@@ -121,7 +129,9 @@ def scan(path: Path) -> TarIndex:
             index.complete &= info.offset == end
             end = at
             _enter(index, info, size)
-        index.complete &= _ends_well(path, end)
+        if not _ends_well(path, end):
+            index.complete = False
+            _doubt_last(index)
     except tarfile.TarError as error:
         raise InputError(f"{path}: is not a tar file ({error}); remove it or write the shard again") from error
     except OSError as error:
@@ -153,6 +163,13 @@ def _enter(index: TarIndex, info: tarfile.TarInfo, archive_size: int) -> None:
     elif info.offset_data + info.size > archive_size:
         index.unusable[key] = "shard_truncated"
     spans[extension] = Span(info.offset_data, info.size)
+
+
+def _doubt_last(index: TarIndex) -> None:
+    """The cut may have fallen between two members of the last sample, which then lacks a type that others have."""
+    samples = list(index.members.items())
+    if len(samples) > 1 and samples[-1][1].keys() < samples[0][1].keys():
+        index.unusable.setdefault(samples[-1][0], "shard_truncated")
 
 
 def _leaves_folder(name: str) -> bool:

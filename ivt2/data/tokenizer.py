@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from ivt2.batch import Vocabulary
@@ -67,12 +66,7 @@ class WordPieceTokenizer:
         self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
         self._tokenizer.normalizer = BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
-        self._tokenizer.post_processor = TemplateProcessing(
-            single="[CLS] $A [SEP]" if add_sep else "[CLS] $A",
-            special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
-        )
-        self._tokenizer.enable_truncation(max_length)
-        self._tokenizer.enable_padding(length=max_length, pad_id=self.vocabulary.pad_id)
+        self._closing = [self.vocabulary.sep_id] if add_sep else []
 
     def __call__(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "M L"], Bool[Tensor, "M L"]]:
         """Encode captions.
@@ -80,17 +74,22 @@ class WordPieceTokenizer:
         Returns:
             Token ids, and True where a token is real (not padding).
         """
-        # One by one: the library's batch call starts threads, after which it warns at every fork of a data loader.
-        encodings = [self._tokenizer.encode(caption) for caption in captions]
-        shape = (len(encodings), self.max_length)
-        input_ids = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
-        valid = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool)
-        return input_ids.reshape(shape), valid.reshape(shape)
+        shape = (len(captions), self.max_length)
+        input_ids = torch.full(shape, self.vocabulary.pad_id)
+        valid = torch.zeros(shape, dtype=torch.bool)
+        room = self.max_length - 1 - len(self._closing)
+        for row, caption in enumerate(captions):
+            # The library's batch call and its padding start threads, of which older releases warn when loaders fork.
+            pieces = self._tokenizer.encode(caption, add_special_tokens=False).ids
+            ids = [self.vocabulary.cls_id, *pieces[:room], *self._closing]
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            valid[row, : len(ids)] = True
+        return input_ids, valid
 
     def tokenize(self, caption: str) -> list[str]:
-        """Pieces of a caption, neither closed, cut nor padded: for figures and debugging."""
-        encoding = self._tokenizer.encode(caption, add_special_tokens=False)
-        return [token for token, real in zip(encoding.tokens, encoding.attention_mask, strict=True) if real]
+        """Pieces of a caption, without start token, uncut and not padded: for figures and debugging."""
+        tokens: list[str] = self._tokenizer.encode(caption, add_special_tokens=False).tokens
+        return tokens
 
 
 def read_vocabulary(file: str | Path) -> list[str]:
@@ -156,23 +155,20 @@ def _count_words(captions: Iterable[str]) -> Counter[str]:
 
 def _learn_pieces(words: Counter[str], room: int) -> list[str]:
     """Characters, most frequent first, and merged pieces; at most ``room``. Ties go by the order of characters."""
-    vocabulary = sorted(words)
-    counts = [words[word] for word in vocabulary]
-    splits = [[word[0], *(CONTINUATION + character for character in word[1:])] for word in vocabulary]
+    counts = list(words.values())
+    splits = [[word[0], *(CONTINUATION + character for character in word[1:])] for word in words]
     frequency: Counter[str] = Counter()
     for pieces, count in zip(splits, counts, strict=True):
         for piece in pieces:
             frequency[piece] += count
     learned = sorted(frequency, key=lambda piece: (-frequency[piece], piece))[:room]
-    known = set(learned)
     pairs = _PairCounts()
     for index, (pieces, count) in enumerate(zip(splits, counts, strict=True)):
         pairs.add(pieces, index, count)
     while len(learned) < room and (pair := pairs.most_frequent()) is not None:
         merged = pair[0] + pair[1].removeprefix(CONTINUATION)
-        if merged not in known:
-            known.add(merged)
-            learned.append(merged)
+        # Never one that is there already: a piece is always put together by the same merges, whatever stands around it.
+        learned.append(merged)
         for index in pairs.words_with(pair):
             pairs.add(splits[index], index, -counts[index])
             splits[index] = _merge(splits[index], pair, merged)

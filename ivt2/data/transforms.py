@@ -1,6 +1,6 @@
 """Clip transforms on uint8 pixels: the same random choice for all frames, normalisation left to the device.
 
-A transform is called with a video [T, C, H, W] and the numpy generator that belongs to the sample, and draws from nothing else.
+A transform is called with a video [T, C, H, W] and the numpy generator of the sample, and draws from nothing else.
 """
 
 import math
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
-import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
+from torch.nn import functional
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -41,9 +41,9 @@ def resize(
     """
     if video.shape[-2:] == (height, width):
         return video
-    if antialias:  # torch's own uint8 kernel, within one level of the float one
-        return F.interpolate(video, (height, width), mode=interpolation, antialias=True)
-    pixels = F.interpolate(video.float(), (height, width), mode=interpolation, align_corners=False)
+    if antialias:  # torch's uint8 kernel rounds between the two passes, as PIL does
+        return functional.interpolate(video, (height, width), mode=interpolation, antialias=True)
+    pixels = functional.interpolate(video.float(), (height, width), mode=interpolation, align_corners=False)
     return pixels.round().clamp(0, 255).to(video.dtype)
 
 

@@ -76,8 +76,8 @@ def mask_tokens(
     selected = (draws.selected < probability) & (input_ids != pad_id) & (input_ids != cls_id)
     masked = selected & (draws.replaced < MASK_SHARE)
     randomised = selected & ~masked & (draws.randomised < RANDOM_SHARE)
-    # In float64 the product cannot round up to vocab_size.
-    random_ids = (draws.random_id.double() * vocab_size).long()
+    # Draws are at most 1 - 2**-24, for which the product stays below vocab_size in float32 too.
+    random_ids = (draws.random_id * vocab_size).long()
     corrupted = torch.where(randomised, random_ids, input_ids.masked_fill(masked, mask_id))
     return corrupted, input_ids.masked_fill(~selected, IGNORED)
 

@@ -149,5 +149,6 @@ def _inverse_cdf(weights: Float[Tensor, "B B"], noise: Float[Tensor, "B"]) -> In
     cumulative = weights.double().cumsum(dim=1)
     # A draw rounded up to one would exceed nothing.
     threshold = noise.double().clamp(max=1 - 1e-12)[:, None] * cumulative[:, -1:]
+    # A sum computed in parallel may rise by a rounding error over columns without weight.
     reached = (cumulative > threshold) & (weights > 0)
     return (~reached).long().cumprod(dim=1).sum(dim=1)

@@ -132,11 +132,13 @@ def rerank(
     chunk: int = 32,
     similarity_t2v: Float[Tensor, "M V"] | None = None,
     fill: float | None = None,
+    owner: Int64[Tensor, "V"] | None = None,
 ) -> tuple[Float[Tensor, "V M"], Float[Tensor, "M V"]]:
     """Score again, both ways, the ``top_k`` most similar candidates of each clip and of each caption.
 
     A pair wanted by both directions is scored once. With several ranks each scores its share of the pairs, so every
-    rank must call it with the same similarities.
+    rank must call it with the same similarities and owners. All ranks call ``score_pairs`` equally often, some of them
+    in the end with no pair.
 
     Args:
         similarity: cheap scores that choose the candidates of each clip.
@@ -147,6 +149,8 @@ def rerank(
             directions); the transpose of ``similarity`` unless given.
         fill: score of every pair that is not a candidate, such as ``REFERENCE_FILL``; by default these keep the order
             of their similarities, below every candidate of their query.
+        owner: rank that scores the pairs of each clip, where only that rank has its tokens; by default the pairs are
+            shared out evenly and any rank may have to score any clip.
 
     Returns:
         Scores with clips as rows, and with captions as rows.
@@ -160,17 +164,25 @@ def rerank(
     wanted_v2t, wanted_t2v = candidates(similarity, top_k), candidates(similarity_t2v, top_k)
     clip, caption = (wanted_v2t | wanted_t2v.T).nonzero().unbind(dim=1)
     scores = torch.zeros_like(similarity)
-    scores[clip, caption] = _score_shared(clip, caption, score_pairs, chunk).to(scores.dtype)
+    scores[clip, caption] = _score_shared(clip, caption, score_pairs, chunk=chunk, owner=owner).to(scores)
     return _complete(scores, wanted_v2t, similarity, fill), _complete(scores.T, wanted_t2v, similarity_t2v, fill)
 
 
-def _score_shared(clip: Tensor, caption: Tensor, score_pairs: ScorePairs, chunk: int) -> Tensor:
-    """Score a consecutive share of the pairs on each rank; all of them return on all ranks."""
+def _score_shared(
+    clip: Tensor, caption: Tensor, score_pairs: ScorePairs, *, chunk: int, owner: Tensor | None
+) -> Tensor:
+    """Score a share of the pairs on each rank; all of them return on all ranks."""
     rank, world = rank_and_world()
-    bounds = [len(clip) * part // world for part in (rank, rank + 1)]
-    rows, columns = (torch.split(part[slice(*bounds)], chunk) for part in (clip, caption))
-    scored = [score_pairs(row, column).detach().float().cpu() for row, column in zip(rows, columns, strict=True)]
-    return all_gather(torch.cat([torch.zeros(0), *scored]))
+    num = len(clip)
+    share = torch.arange(num) * world // max(num, 1) if owner is None else owner[clip]
+    own = (share == rank).nonzero()[:, 0]
+    # A sharded network needs all ranks in every call: those with fewer pairs end with calls without any.
+    num_calls = -(-int(share.bincount(minlength=world).max()) // chunk)
+    parts = [own[call * chunk : (call + 1) * chunk] for call in range(num_calls)]
+    scored = [score_pairs(clip[part], caption[part]).detach().float().cpu() for part in parts]
+    scores = torch.zeros(num)
+    scores[share.argsort(stable=True)] = all_gather(torch.cat([torch.zeros(0), *scored]))
+    return scores
 
 
 def _complete(scores: Tensor, wanted: Tensor, similarity: Tensor, fill: float | None) -> Tensor:
@@ -274,8 +286,8 @@ class RetrievalMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read
         if len(index) == 0:
             raise InputError("retrieval: no clip was collected; see the ledger for why every sample was skipped")
         index, rows = _first_of_each(index[:, None])
-        captions, text_rows = _first_of_each(torch.stack([clip, self._gather("caption_of_clip")], dim=1))
-        index, clip = index[:, 0], captions[:, 0]
+        text_rows = self.caption_rows(clip, self._gather("caption_of_clip"))
+        index, clip = index[:, 0], clip[text_rows]
         clip_of_caption = torch.searchsorted(index, clip).clamp(max=len(index) - 1)
         missing = clip[index[clip_of_caption] != clip]
         if len(missing):
@@ -286,6 +298,16 @@ class RetrievalMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read
             "dual_softmax": dual_softmax_metrics(similarity, clip_of_caption),
         }
         return RetrievalResult(similarity, clip_of_caption, index, metrics)
+
+    @staticmethod
+    def caption_rows(clip_of_caption: Int64[Tensor, "N"], caption_of_clip: Int64[Tensor, "N"]) -> Int64[Tensor, "M"]:
+        """Where each caption of the result stands among everything collected, in the order of the result.
+
+        Args:
+            clip_of_caption: ``index`` of the clip of each collected caption, of all ranks.
+            caption_of_clip: position of each of them among its clip's captions, as this metric's state has it.
+        """
+        return _first_of_each(torch.stack([clip_of_caption, caption_of_clip], dim=1))[1]
 
     def _gather(self, name: str) -> Tensor:
         """Everything of one state from all ranks; a rank without data takes the width from the others."""

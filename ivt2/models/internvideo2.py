@@ -150,8 +150,8 @@ class InternVideo2(nn.Module):
         self.apply(init_weights)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for number, block in enumerate(self.blocks, start=1):
-            block.attn.proj.weight.div_((2 * number) ** 0.5)
-            block.mlp.fc2.weight.div_((2 * number) ** 0.5)
+            for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                block.get_parameter(name).div_((2 * number) ** 0.5)
         if self.position == "joint":
             self.pos_embed.copy_(sincos_3d(self.embed_dim, self.grid_frames, self.grid_size).unsqueeze(0))
         else:
@@ -208,7 +208,9 @@ class InternVideo2(nn.Module):
         """Check the size; bring uint8 pixels to the encoder's range."""
         expected = [3, self.image_size, self.image_size]
         if list(video.shape[2:]) != expected:
-            raise InputError(f"video frames are {list(video.shape[2:])}, the encoder takes {expected}: resize the video")
+            raise InputError(
+                f"video frames are {list(video.shape[2:])}, the encoder takes {expected}: resize the video"
+            )
         num_frames = video.shape[1]
         if num_frames not in {1, self.num_frames} or num_frames % self.tubelet_size:
             images = " or images" if self.tubelet_size == 1 else ""
@@ -240,9 +242,9 @@ class InternVideo2(nn.Module):
 
     @staticmethod
     def _run(block: nn.Module, tokens: Tensor, *, recompute: bool) -> Tensor:
-        if recompute and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
+        recompute = recompute and torch.is_grad_enabled()
+        out: Tensor = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+        return out
 
 
 def _check_multiple(name: str, value: int, of_name: str, of_value: int) -> None:

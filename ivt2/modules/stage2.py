@@ -59,7 +59,6 @@ class Stage2Module(LightningModule):
         optimizer: makes the optimizer from parameter groups.
         schedule: makes the schedule from the optimizer and ``total_steps``.
         terms: weight of each loss; of ``vtc``, ``vtm``, ``mlm`` only those named here are computed.
-        weight_decay: of matrices; vectors, biases and position tables do not decay.
         masking: ``random`` hides tokens anywhere in the clip, ``tube`` the same ones in every frame.
         mask_ratio: share of hidden visual tokens in [0, 1) for ``video`` and ``image`` (clips of one frame).
         masked_lm_probability: share of words to predict. The reference uses 0.5, BERT used 0.15.
@@ -79,7 +78,6 @@ class Stage2Module(LightningModule):
         optimizer: Callable[[Iterable[Any]], Optimizer],
         schedule: Callable[..., LRScheduler],
         terms: Mapping[str, float],
-        weight_decay: float = 0.05,
         masking: Literal["random", "tube"] = "random",
         mask_ratio: Mapping[str, float],
         masked_lm_probability: float = 0.5,
@@ -97,7 +95,6 @@ class Stage2Module(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.terms = dict(terms)
-        self.weight_decay = weight_decay
         self.masking = masking
         self.mask_ratio = dict(mask_ratio)
         self.masked_lm_probability = masked_lm_probability
@@ -209,7 +206,13 @@ class Stage2Module(LightningModule):
         text = self.model.encode_text(batch["input_ids"], batch["valid"])
         evaluation = self._evaluations.setdefault(batch["source"], RetrievalEvaluation())
         evaluation.update(
-            batch, encoded.tokens, self.model.embed_video(encoded), text, self.model.embed_text(text)
+            index=batch["index"],
+            visual=self.model.embed_video(encoded),
+            vision_tokens=encoded.tokens,
+            clip_of_caption=batch["clip_of_caption"],
+            textual=self.model.embed_text(text),
+            text_tokens=text.tokens,
+            valid=text.valid,
         )
 
     def on_evaluation_end(self) -> None:
@@ -217,23 +220,22 @@ class Stage2Module(LightningModule):
         if self.trainer.sanity_checking:
             self._evaluations.clear()
         for source, evaluation in self._evaluations.items():
-            result = evaluation.compute(self.model.match, self.rerank_top_k, self.device)
+            result = evaluation.compute(self._match, top_k=self.rerank_top_k, device=self.device)
             self.retrieval_results[source] = result
             for protocol, metrics in result.metrics.items():
                 prefix = f"val/{source}/" if protocol == "raw" else f"val/{source}/{protocol}/"
                 self.log_dict({f"{prefix}{name}": value for name, value in metrics.items()}, rank_zero_only=False)
         self._evaluations.clear()
 
+    def _match(self, text_tokens: Tensor, valid: Tensor, vision_tokens: Tensor) -> Tensor:
+        return self.model.match(EncodedText(text_tokens, valid), vision_tokens)
+
     validation_step = test_step = evaluation_step
     on_validation_epoch_end = on_test_epoch_end = on_evaluation_end
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Decay matrices only; step the schedule with the optimizer."""
-        groups = parameter_groups(
-            self.model.named_parameters(),
-            weight_decay=self.weight_decay,
-            no_weight_decay=self.model.no_weight_decay(),
-        )
+        groups = parameter_groups(self.model.named_parameters(), no_weight_decay=self.model.no_weight_decay())
         optimizer = self.optimizer(groups)
         scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ivt2.nn.init import init_weights
 from ivt2.ops.masking import gather_tokens, visible_indices
@@ -39,7 +39,7 @@ class LinearDecoder(nn.Module):
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch teacher_dim"]:
         """Decode."""
         x = self.norm(self.head(x))
-        return F.normalize(x, dim=-1) if self.normalize else x
+        return functional.normalize(x, dim=-1) if self.normalize else x
 
 
 class AligningDecoders(nn.Module):
@@ -119,15 +119,14 @@ class AligningDecoders(nn.Module):
             image: Whether the encoder saw single frames.
             masked: The mask that the encoder got, over patches alone.
         """
-        tokens = intermediates + self._positions(image, masked)
+        tokens = intermediates + self._positions(masked, image=image)
         middle = [decoder(layer) for decoder, layer in zip(self.clip_decoder, tokens, strict=True)]
         return Aligned(torch.stack(middle), self.final_clip_decoder(pooled))
 
-    def _positions(self, image: bool, masked: Tensor | None) -> Tensor:
-        if image and self.separate_image_position:
-            table = self.clip_img_pos_embed
-        else:
-            table = average_frames(self.clip_pos_embed, self.num_frames) if image else self.clip_pos_embed
+    def _positions(self, masked: Tensor | None, *, image: bool) -> Tensor:
+        table: Tensor = self.clip_pos_embed
+        if image:
+            table = self.clip_img_pos_embed if self.separate_image_position else average_frames(table, self.num_frames)
         if masked is None:
             return table
         patches = gather_tokens(table[:, 1:].expand(len(masked), -1, -1), visible_indices(masked))

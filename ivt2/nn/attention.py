@@ -1,5 +1,6 @@
 """Multi-head attention modules around ``ivt2.ops.attention``."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -40,7 +41,8 @@ class SelfAttention(nn.Module):
         """Attend from every token to every token."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (split_heads(each, self.num_heads) for each in (self.q_norm(q), self.k_norm(k), v))
-        return self.proj(merge_heads(attention(q, k, v, backend=self.backend)))
+        out: Tensor = self.proj(merge_heads(attention(q, k, v, backend=self.backend)))
+        return out
 
 
 class CrossAttention(nn.Module):
@@ -72,7 +74,8 @@ class CrossAttention(nn.Module):
         """Attend from each query to all tokens."""
         q, k, v = self.q(query), self.k(key), self.v(value)
         q, k, v = (split_heads(each, self.num_heads) for each in (q, k, v))
-        return self.proj(merge_heads(attention(q, k, v, backend=self.backend)))
+        out: Tensor = self.proj(merge_heads(attention(q, k, v, backend=self.backend)))
+        return out
 
     def weights(self, query: Float[Tensor, "B Q D"], key: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads Q N"]:
         """The attention probabilities that ``forward`` uses."""
@@ -81,7 +84,7 @@ class CrossAttention(nn.Module):
 
 def split_heads(x: Float[Tensor, "B N D"], num_heads: int) -> Float[Tensor, "B heads N head_dim"]:
     """Cut the width into heads."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return torch.unflatten(x, -1, (num_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Float[Tensor, "B heads N head_dim"]) -> Float[Tensor, "B N D"]:

@@ -75,18 +75,19 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = RMSNorm(dim)
         self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, backend=attention)
-        self.ls1 = _layer_scale(dim, layer_scale_init, layer_scale_fp32)
+        self.ls1 = _layer_scale(dim, layer_scale_init, fp32=layer_scale_fp32)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = RMSNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu=gelu)
-        self.ls2 = _layer_scale(dim, layer_scale_init, layer_scale_fp32)
+        self.ls2 = _layer_scale(dim, layer_scale_init, fp32=layer_scale_fp32)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Run both branches; the result is the residual stream, not normalised."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        middle: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        out: Tensor = middle + self.drop_path2(self.ls2(self.mlp(self.norm2(middle))))
+        return out
 
 
-def _layer_scale(dim: int, init: float | None, fp32: bool) -> nn.Module:
+def _layer_scale(dim: int, init: float | None, *, fp32: bool) -> nn.Module:
     return nn.Identity() if init is None else LayerScale(dim, init=init, fp32=fp32)

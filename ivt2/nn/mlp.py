@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 Gelu = Literal["tanh", "erf"]
 
@@ -27,4 +27,6 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Apply both layers."""
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        hidden = functional.gelu(self.fc1(x), approximate=self.approximate)
+        out: Tensor = self.fc2(hidden)
+        return out

@@ -24,7 +24,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, video: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B tubelets patches D"]:
         """Tokens by frame, then row, then column; the one place that permutes the video."""
-        grid = self.proj(video.to(self.proj.weight.dtype).transpose(1, 2))
+        grid: Tensor = self.proj(video.to(self.proj.weight.dtype).transpose(1, 2))
         return grid.flatten(3).permute(0, 2, 3, 1)
 
 

@@ -29,7 +29,8 @@ class AttentionPool(nn.Module):
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B pooled"]:
         """Pool all tokens, the CLS token among them."""
         query = self.norm1_q(tokens.mean(dim=1, keepdim=True))
-        return self.cross_attn(query, self.norm1_k(tokens), self.norm1_v(tokens)).squeeze(1)
+        pooled: Tensor = self.cross_attn(query, self.norm1_k(tokens), self.norm1_v(tokens))
+        return pooled.squeeze(1)
 
     def attention_map(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N"]:
         """How much the pooled vector attends to each token: mean over the heads, sums to one."""

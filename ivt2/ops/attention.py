@@ -5,9 +5,9 @@ from functools import cache
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from ivt2.errors import InputError
 
@@ -51,10 +51,10 @@ def attention(
             return _flash_attn(q, k, v, dropout=dropout, scale=scale)
         case "eager":
             weights = attention_weights(q, k, bias=bias, scale=scale).to(v.dtype)
-            return F.dropout(weights, dropout) @ v
+            return functional.dropout(weights, dropout) @ v
         case _:
             bias = None if bias is None else bias.to(q.dtype)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+            return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 
 def attention_weights(
@@ -125,7 +125,7 @@ def _on_gpu(q: Tensor) -> bool:
     return q.is_cuda
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch does not annotate it
 def _flash_attn_importable() -> bool:
     return _flash_attn_function() is not None
 
@@ -137,7 +137,8 @@ def _flash_attn_function() -> Callable[..., Tensor] | None:
         from flash_attn import flash_attn_func
     except (ImportError, OSError):
         return None
-    return flash_attn_func
+    function: Callable[..., Tensor] = flash_attn_func
+    return function
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, scale: float) -> Tensor:

@@ -7,9 +7,9 @@ CLS row, where there is one, stands first.
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
+from torch.nn import functional
 
 from ivt2.errors import InputError
 
@@ -67,7 +67,7 @@ def sincos_3d(dim: int, num_frames: int, grid_size: int) -> Float32[Tensor, "row
     time = sincos_1d(dim // 4, num_frames).repeat_interleave(grid_size**2, dim=0)
     space = sincos_2d(dim * 3 // 4, grid_size).repeat(num_frames, 1)
     patches = torch.cat([time, space], dim=1)
-    return F.pad(patches, (0, 0, 1, 0))
+    return functional.pad(patches, (0, 0, 1, 0))
 
 
 def sinusoid_interleaved(dim: int, num_positions: int) -> Float32[Tensor, "P D"]:
@@ -116,7 +116,7 @@ def average_frames(table: Float[Tensor, "1 rows D"], num_frames: int) -> Float[T
     Source: reference multi_modality, image mode without separate image table.
     """
     cls, patches = table[:, :1], table[:, 1:]
-    return torch.cat([cls, patches.unflatten(1, (num_frames, -1)).mean(dim=1)], dim=1)
+    return torch.cat([cls, torch.unflatten(patches, 1, (num_frames, -1)).mean(dim=1)], dim=1)
 
 
 def resize_position_table(
@@ -144,12 +144,12 @@ def resize_position_table(
     """
     source_grid = _source_grid(table.shape[1] - num_prefix, source_frames)
     prefix, patches = table[:, :num_prefix], table[0, num_prefix:].float()
-    patches = patches.unflatten(0, (source_frames, source_grid**2))
+    patches = torch.unflatten(patches, 0, (source_frames, source_grid**2))
     if num_frames != source_frames:
-        patches = F.interpolate(patches.permute(1, 2, 0), size=num_frames, mode="linear").permute(2, 0, 1)
+        patches = functional.interpolate(patches.permute(1, 2, 0), size=num_frames, mode="linear").permute(2, 0, 1)
     if grid_size != source_grid:
-        frames = patches.unflatten(1, (source_grid, source_grid)).permute(0, 3, 1, 2)
-        frames = F.interpolate(frames, size=(grid_size, grid_size), mode="bicubic", align_corners=False)
+        frames = torch.unflatten(patches, 1, (source_grid, source_grid)).permute(0, 3, 1, 2)
+        frames = functional.interpolate(frames, size=(grid_size, grid_size), mode="bicubic", align_corners=False)
         patches = frames.permute(0, 2, 3, 1).flatten(1, 2)
     return torch.cat([prefix, patches.flatten(0, 1).unsqueeze(0).to(table.dtype)], dim=1)
 

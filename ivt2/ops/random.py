@@ -61,7 +61,8 @@ def _mix_tensor(value: Tensor) -> Tensor:
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
     """Logical shift; that of int64 tensors repeats the sign."""
-    return value >> bits & 2 ** (64 - bits) - 1
+    mask: int = 2 ** (64 - bits) - 1
+    return value >> bits & mask
 
 
 def _signed(value: int) -> int:

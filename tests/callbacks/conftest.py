@@ -1,15 +1,12 @@
 """A tiny training task whose every step draws from the generators, and a loader that resumes by position."""
 
 import random
-import warnings
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from torch import nn
-
-warnings.filterwarnings("ignore", module="lightning")
 
 
 class Loader:
@@ -115,3 +112,42 @@ def module():
 @pytest.fixture
 def data():
     return TinyData()
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory):
+    """One SQLite store for all tests: the first use creates its tables."""
+    import os
+
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'new folder' / 'mlflow.db'}"
+
+
+@pytest.fixture
+def mlflow_logger(mlflow_uri, tmp_path):
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    def make(**options):
+        location = str(tmp_path / "artifacts")
+        return MLFlowLogger(f"task {tmp_path.name}", tracking_uri=mlflow_uri, artifact_location=location, **options)
+
+    return make
+
+
+class MemoryLogger(pl.loggers.CSVLogger):
+    """Keeps (step, metrics) instead of writing them."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.logged = []
+
+    def log_metrics(self, metrics, step=None):
+        self.logged.append((step, dict(metrics)))
+
+    def save(self):
+        pass
+
+
+@pytest.fixture
+def memory_logger(tmp_path):
+    return MemoryLogger(tmp_path / "csv")

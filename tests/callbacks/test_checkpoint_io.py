@@ -6,6 +6,8 @@ from ivt2.callbacks.checkpoint_io import CONFIG_KEY, DirectoryCheckpointIO
 from ivt2.checkpoint import load_checkpoint, newest_valid, read_metadata
 from ivt2.errors import InputError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory")
+
 
 @pytest.fixture
 def trainer_in(make_trainer, tmp_path):

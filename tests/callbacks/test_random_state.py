@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from ivt2.callbacks.checkpoint_io import DirectoryCheckpointIO
 from ivt2.callbacks.random_state import RandomState, capture, restore
 
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory")
+
 
 def test_restore_repeats_every_draw():
     state = capture()
@@ -20,12 +22,12 @@ def test_restore_repeats_every_draw():
 @pytest.fixture
 def fit(tmp_path, make_trainer, module, data):
     def run(folder, *, module=module, callbacks=(), ckpt_path=None, **options):
-        checkpoint = ModelCheckpoint(tmp_path / folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_last=True)
+        checkpoint = ModelCheckpoint(tmp_path / folder, "{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = make_trainer(
             enable_checkpointing=True,
             plugins=[DirectoryCheckpointIO()],
             callbacks=[*callbacks, checkpoint],
-            max_steps=13,
+            max_steps=11,
             **options,
         )
         trainer.fit(module, type(data)(), ckpt_path=ckpt_path)
@@ -49,13 +51,13 @@ VALIDATION = {
 def test_resumed_equals_uninterrupted_bit_by_bit(fit, tmp_path, module, validation):
     options = VALIDATION[validation]
     _, whole = fit("whole", callbacks=[RandomState()], **options)
-    assert len(whole.losses) == 13
-    for step in (2, 3, 5, 6, 10):  # five batches make an epoch: inside it, at its end, in a later one
+    assert len(whole.losses) == 11
+    for step in (2, 5, 8):  # five batches make an epoch: inside it, at its end, in a later one
         pl.seed_everything(99, verbose=False)
         resumed = type(module)()
         path = tmp_path / "whole" / f"step={step}.ckpt"
         trainer, _ = fit(f"resumed{step}", module=resumed, callbacks=[RandomState()], ckpt_path=path, **options)
-        assert trainer.global_step == 13
+        assert trainer.global_step == 11
         assert resumed.losses == whole.losses[step:], step
         assert torch.equal(_parameters(resumed), _parameters(whole))
 

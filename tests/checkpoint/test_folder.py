@@ -21,9 +21,14 @@ from ivt2.errors import InputError
 
 
 def state_of(value):
+    weights = {
+        "weight": torch.full((4, 3), float(value)),
+        "bias": torch.tensor(float(value), dtype=torch.bfloat16),
+    }
+    moments = {0: {"step": torch.tensor(1.0), "exp_avg": torch.full((3,), value / 7)}}
     return {
-        "state_dict": {"weight": torch.full((4, 3), float(value)), "bias": torch.tensor(float(value), dtype=torch.bfloat16)},
-        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.full((3,), value / 7)}}, "param_groups": ()}],
+        "state_dict": weights,
+        "optimizer_states": [{"state": moments, "param_groups": ()}],
         "step": value,
     }
 

@@ -60,13 +60,14 @@ def vision():
     return torch.randn(2, 5, CONFIG["encoder_width"], generator=torch.Generator().manual_seed(2))
 
 
+def rename(name: str) -> str:
+    for pattern, ours in HUGGING_FACE_NAMES:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
 def load_hugging_face(judge) -> dict[str, torch.Tensor]:
-    state = {}
-    for name, parameter in judge.named_parameters():
-        for pattern, ours in HUGGING_FACE_NAMES:
-            name = re.sub(pattern, ours, name)
-        state[name] = parameter.detach()
-    return state
+    return {rename(name): parameter.detach() for name, parameter in judge.named_parameters()}
 
 
 def judge_config():

@@ -1,8 +1,9 @@
 """The video encoder: sizes, equation, options, errors, engines."""
 
+import os
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -36,11 +37,11 @@ def clips(num_frames=4, batch=2, size=8):
 @pytest.mark.parametrize(
     ("embed_dim", "depth", "num_heads", "mlp_ratio", "parameters"),
     [
-        (384, 12, 6, 4, 23_043_840),
-        (768, 12, 12, 4, 89_438_976),
-        (1024, 24, 16, 4, 308_929_280),
+        (384, 12, 6, 4.0, 23_043_840),
+        (768, 12, 12, 4.0, 89_438_976),
+        (1024, 24, 16, 4.0, 308_929_280),
         (1408, 40, 16, 48 / 11, 1_020_708_608),
-        (3200, 48, 25, 4, 5_941_735_168),
+        (3200, 48, 25, 4.0, 5_941_735_168),
     ],
     ids=["S", "B", "L", "1B", "6B"],
 )
@@ -311,16 +312,25 @@ def test_bfloat16_and_autocast_stay_near_float32():
         torch.testing.assert_close(other.tokens.float(), exact.tokens, atol=5e-2, rtol=5e-2)
 
 
+@pytest.fixture
+def _bfloat16_by_default():
+    """What Lightning's `bf16-true` sets around construction and steps."""
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_bfloat16_by_default")
 def test_uint8_of_a_bfloat16_model_is_normalised_in_float32():
     seen = []
-    model = make().to(torch.bfloat16)
+    model = make()
+    assert model.pos_embed.dtype == torch.bfloat16
     model.patch_embed.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
     model(torch.zeros(1, 4, 3, 8, 8, dtype=torch.uint8))
     assert seen == [torch.float32]
 
 
-SCRIPTS = {
-    "compile": """
+COMPILE = """
 import torch
 from ivt2.models.internvideo2 import InternVideo2
 
@@ -334,12 +344,70 @@ whole = compiled(video, taps=(0, 1))
 torch.testing.assert_close(whole.pooled, model(video).pooled)
 whole.pooled.sum().backward()
 print("same", whole.intermediates.shape[0], model.cls_token.grad is not None)
-""",
-}
+"""
+
+SHARD = """
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from ivt2.models.internvideo2 import InternVideo2
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+def build():
+    torch.manual_seed(0)
+    return InternVideo2(image_size=8, patch_size=4, num_frames=4, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2.0,
+                        pool_num_heads=2, pooled_dim=12, layer_scale_init=0.5, checkpoint_blocks=1)
+
+whole, sharded = build(), build()
+mesh = init_device_mesh("cpu", (2,))
+for block in sharded.blocks:
+    fully_shard(block, mesh=mesh)
+fully_shard(sharded, mesh=mesh)
+
+video = torch.randn(4, 4, 3, 8, 8)
+masked = torch.tensor([[True, False] * 8] * 4)
+part = slice(2 * rank, 2 * rank + 2)
+expected = whole(video, masked, taps=(0, 1))
+encoded = sharded(video[part], masked[part], taps=(0, 1))
+torch.testing.assert_close(encoded.pooled, expected.pooled[part])
+torch.testing.assert_close(encoded.intermediates, expected.intermediates[:, part])
+expected.pooled.square().mean().backward()
+encoded.pooled.square().mean().backward()
+for (name, one), two in zip(whole.named_parameters(), sharded.parameters(), strict=True):
+    torch.testing.assert_close(two.grad.full_tensor(), one.grad, msg=name)
+print("same on", rank)
+dist.destroy_process_group()
+"""
 
 
 @pytest.mark.slow
 def test_compiles_without_graph_breaks():
     """In a process of its own: the shape checks that pytest switches on are not part of the graph."""
-    done = subprocess.run([sys.executable, "-c", SCRIPTS["compile"]], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "same 2 True", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_sharded_over_two_processes_equals_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARD],
+            env=shared | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(ranks):
+        stdout, stderr = process.communicate(timeout=120)
+        assert stdout.strip() == f"same on {rank}", stderr

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from ivt2.nn.aligning import AligningDecoders
 from ivt2.ops.masking import random_masking
@@ -24,9 +24,13 @@ def test_layers_are_decoded_by_their_own_decoder_after_the_positions():
     aligned = decoders(intermediates, pooled)
     for layer in range(2):
         decoder = decoders.clip_decoder[layer]
-        raw = F.layer_norm(decoder.head(intermediates[layer] + decoders.clip_pos_embed), (10,), *_affine(decoder), 1e-5)
+        raw = functional.layer_norm(
+            decoder.head(intermediates[layer] + decoders.clip_pos_embed), (10,), *_affine(decoder), 1e-5
+        )
         torch.testing.assert_close(aligned.middle[layer], raw / raw.norm(dim=-1, keepdim=True))
-    raw = F.layer_norm(decoders.final_clip_decoder.head(pooled), (5,), *_affine(decoders.final_clip_decoder), 1e-5)
+    raw = functional.layer_norm(
+        decoders.final_clip_decoder.head(pooled), (5,), *_affine(decoders.final_clip_decoder), 1e-5
+    )
     torch.testing.assert_close(aligned.final, raw / raw.norm(dim=-1, keepdim=True))
 
 
@@ -40,8 +44,8 @@ def test_without_normalisation_lengths_vary():
     unit.load_state_dict(decoders.state_dict())
     inputs = torch.randn(2, 4, 13, 16), torch.randn(4, 6)
     raw, scaled = decoders(*inputs), unit(*inputs)
-    torch.testing.assert_close(F.normalize(raw.middle, dim=-1), scaled.middle)
-    torch.testing.assert_close(F.normalize(raw.final, dim=-1), scaled.final)
+    torch.testing.assert_close(functional.normalize(raw.middle, dim=-1), scaled.middle)
+    torch.testing.assert_close(functional.normalize(raw.final, dim=-1), scaled.final)
     assert raw.middle.norm(dim=-1).std() > 0.1
 
 
@@ -77,7 +81,13 @@ def test_number_of_layers_must_agree():
 
 def test_start_and_parameters_without_weight_decay():
     decoders = AligningDecoders(
-        embed_dim=16, pooled_dim=6, num_layers=2, teacher_dim=300, final_dim=5, num_frames=3, grid_size=2,
+        embed_dim=16,
+        pooled_dim=6,
+        num_layers=2,
+        teacher_dim=300,
+        final_dim=5,
+        num_frames=3,
+        grid_size=2,
         separate_image_position=True,
     )
     torch.testing.assert_close(decoders.clip_pos_embed[0], sincos_3d(16, 3, 2))

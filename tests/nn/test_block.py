@@ -24,7 +24,7 @@ def test_hidden_width_is_truncated():
 
 
 def test_layer_scale_can_be_left_out():
-    block = Block(8, 2, mlp_ratio=1, layer_scale_init=None)
+    block = Block(8, 2, mlp_ratio=1.0, layer_scale_init=None)
     assert isinstance(block.ls1, nn.Identity)
     assert not [name for name, _ in block.named_parameters() if name.startswith("ls")]
 
@@ -46,11 +46,11 @@ def test_float32_product_differs_from_half_precision_product():
 
 def test_branches_drop_independently():
     torch.manual_seed(0)
-    block = Block(8, 2, mlp_ratio=1, layer_scale_init=1.0, drop_path=0.5).train()
+    block = Block(8, 2, mlp_ratio=1.0, layer_scale_init=1.0, drop_path=0.5).train()
     x = torch.randn(1, 3, 8).expand(200, -1, -1)
     assert len({round(out.sum().item(), 3) for out in block(x)}) == 4
 
 
 def test_float64_stays():
-    block = Block(8, 2, mlp_ratio=1).double()
+    block = Block(8, 2, mlp_ratio=1.0).double()
     assert block(torch.randn(1, 3, 8).double()).dtype == torch.float64

@@ -21,7 +21,7 @@ def test_identity_in_eval_mode_and_at_rate_zero():
     assert DropPath(0.0).train()(x) is x
 
 
-@pytest.mark.parametrize("rate", [1.0, -0.1, 2])
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2.0])
 def test_rate_that_is_no_probability_is_refused(rate):
     with pytest.raises(InputError, match=f"drop_path={rate}"):
         DropPath(rate)

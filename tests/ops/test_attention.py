@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -26,11 +27,12 @@ def flash_attn(monkeypatch):
     """A stand-in for the package that asserts its contract, computes in float64 and records its calls."""
     calls = []
 
-    def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+    def flash_attn_func(q, k, v, *, dropout_p=0.0, softmax_scale=None, causal=False):
         for each in (q, k, v):
             assert each.dtype in {torch.float16, torch.bfloat16}
             assert each.stride(-1) == 1
-        assert q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:] and k.shape == v.shape
+        assert (q.shape[0], *q.shape[2:]) == (k.shape[0], *k.shape[2:])
+        assert k.shape == v.shape
         calls.append({"shape": q.shape, "dropout": dropout_p, "scale": softmax_scale, "causal": causal})
         scores = torch.einsum("bnhd,bmhd->bhnm", q.double(), k.double()) * softmax_scale
         return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.double()).to(q.dtype)
@@ -54,21 +56,14 @@ def loop(q, k, v, bias=None, scale=None):
     """One query of one head of one sample at a time, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    samples = []
-    for b in range(q.shape[0]):
-        heads = []
-        for h in range(q.shape[1]):
-            rows = []
-            for n in range(q.shape[2]):
-                scores = torch.stack([(q[b, h, n] * k[b, h, m]).sum() * scale for m in range(k.shape[2])])
-                if bias is not None:
-                    full = bias.double().expand(*q.shape[:3], k.shape[2])
-                    scores = scores + full[b, h, n]
-                powers = (scores - scores.max()).exp()
-                rows.append((powers / powers.sum()) @ v[b, h])
-            heads.append(torch.stack(rows))
-        samples.append(torch.stack(heads))
-    return torch.stack(samples)
+    bias = torch.zeros(()) if bias is None else bias
+    bias = bias.double().expand(*q.shape[:3], k.shape[2])
+    rows = []
+    for b, h, n in product(*(range(size) for size in q.shape[:3])):
+        scores = torch.stack([(q[b, h, n] * key).sum() * scale for key in k[b, h]]) + bias[b, h, n]
+        powers = (scores - scores.max()).exp()
+        rows.append((powers / powers.sum()) @ v[b, h])
+    return torch.stack(rows).view(q.shape)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

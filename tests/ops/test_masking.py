@@ -41,7 +41,8 @@ def test_tube_masking_hides_the_same_patches_in_each_frame(ratio, hidden):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "message"), [(1.0, "mask ratio 1.0 hides everything"), (1.5, "1.5"), (-0.1, "-0.1"), (float("nan"), "nan")]
+    ("ratio", "message"),
+    [(1.0, "mask ratio 1.0 hides everything"), (1.5, "1.5"), (-0.1, "-0.1"), (float("nan"), "nan")],
 )
 def test_meaningless_ratio_is_refused(ratio, message):
     noise = torch.rand(2, 8)

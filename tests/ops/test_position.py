@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from ivt2.errors import InputError
 from ivt2.ops.position import (
@@ -112,7 +112,7 @@ def test_resize_of_space_acts_on_each_frame_and_keeps_prefix_rows():
     assert resized.shape == (1, 2 + 3 * 49, 6)
     assert torch.equal(resized[:, :2], table[:, :2])
     frame = table[0, 2 + 16 : 2 + 32].T.reshape(1, 6, 4, 4)
-    expected = F.interpolate(frame, size=(7, 7), mode="bicubic", align_corners=False)
+    expected = functional.interpolate(frame, size=(7, 7), mode="bicubic", align_corners=False)
     torch.testing.assert_close(resized[0, 2 + 49 : 2 + 98], expected.flatten(2)[0].T)
 
 
@@ -140,6 +140,6 @@ def test_rows_that_are_not_square_frames_are_refused(rows, frames):
 
 
 def test_a_wrong_number_of_frames_that_still_divides_is_the_callers_to_know():
-    """4 frames of 4 x 4 are also 16 frames of 2 x 2: nothing in the table tells, so the shape is all that is checked."""
+    """4 frames of 4 x 4 are also 16 frames of 2 x 2: nothing in the table tells them apart."""
     table = torch.zeros(1, 1 + 64, 4)
     assert resize_position_table(table, source_frames=16, num_frames=16, grid_size=2).shape == (1, 65, 4)

@@ -27,9 +27,9 @@ class Model(nn.Module):
 def split(model, **options):
     """Names of the parameters of each group, by its settings."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model.named_parameters(), weight_decay=0.05, **options)
+    groups = parameter_groups(model.named_parameters(), **options)
     return {
-        (group["weight_decay"], group.get("lr")): [names[id(parameter)] for parameter in group["params"]]
+        (group.get("weight_decay"), group.get("lr")): [names[id(parameter)] for parameter in group["params"]]
         for group in groups
     }
 
@@ -44,14 +44,14 @@ def test_vectors_biases_and_listed_names_do_not_decay():
             "encoder.norm.bias",
             "head.bias",
         ],
-        (0.05, None): ["encoder.clip_pos_embed", "encoder.proj.weight", "head.weight"],
+        (None, None): ["encoder.clip_pos_embed", "encoder.proj.weight", "head.weight"],
     }
 
 
 def test_a_bias_of_two_dimensions_does_not_decay():
     weights = {"attention.bias": nn.Parameter(torch.zeros(2, 2)), "biased": nn.Parameter(torch.zeros(2, 2))}
-    groups = parameter_groups(weights.items(), weight_decay=0.1)
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.0, 1), (0.1, 1)]
+    groups = parameter_groups(weights.items())
+    assert [(group["name"], len(group["params"])) for group in groups] == [("no_decay", 1), ("decay", 1)]
     assert groups[0]["params"][0] is weights["attention.bias"]
 
 
@@ -64,36 +64,32 @@ def test_listed_names_may_be_whole():
 def test_frozen_parameters_are_left_out():
     model = Model()
     model.encoder.requires_grad_(requires_grad=False)
-    assert split(model) == {(0.0, None): ["temperature", "head.bias"], (0.05, None): ["head.weight"]}
+    assert split(model) == {(0.0, None): ["temperature", "head.bias"], (None, None): ["head.weight"]}
 
 
 def test_first_matching_expression_sets_the_learning_rate():
     groups = split(Model(), learning_rates={r"proj\.weight$": 1e-3, "^encoder": 1e-4})
-    assert groups[0.05, 1e-3] == ["encoder.proj.weight"]
-    assert groups[0.05, 1e-4] == ["encoder.pos_embed", "encoder.clip_pos_embed"]
-    assert groups[0.05, None] == ["head.weight"]
+    assert groups[None, 1e-3] == ["encoder.proj.weight"]
+    assert groups[None, 1e-4] == ["encoder.pos_embed", "encoder.clip_pos_embed"]
+    assert groups[None, None] == ["head.weight"]
     assert groups[0.0, 1e-4] == ["encoder.proj.bias", "encoder.norm.weight", "encoder.norm.bias"]
 
 
 def test_expression_without_match_is_named():
     model = Model()
     with pytest.raises(InputError, match="'decoder' matches no trainable parameter"):
-        parameter_groups(model.named_parameters(), weight_decay=0.05, learning_rates={"decoder": 1e-3})
+        parameter_groups(model.named_parameters(), learning_rates={"decoder": 1e-3})
 
 
 def test_groups_work_in_an_optimizer():
     model = Model()
-    groups = parameter_groups(model.named_parameters(), weight_decay=0.05, learning_rates={"^head": 1e-3})
-    optimizer = torch.optim.AdamW(groups, lr=1e-4)
-    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [
-        ("no_decay", 1e-4),
-        ("no_decay_lr_0.001", 1e-3),
-        ("decay", 1e-4),
-        ("decay_lr_0.001", 1e-3),
+    groups = parameter_groups(model.named_parameters(), learning_rates={"^head": 1e-3})
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.3)
+    assert [(group["name"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        ("no_decay", 1e-4, 0.0),
+        ("no_decay_lr_0.001", 1e-3, 0.0),
+        ("decay", 1e-4, 0.3),
+        ("decay_lr_0.001", 1e-3, 0.3),
     ]
     # A shared layer is in once.
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-
-
-def test_without_decay_everything_is_one_group():
-    assert len(parameter_groups(Model().named_parameters(), weight_decay=0.0)) == 1

@@ -1,8 +1,8 @@
 """Encoder with the classification head of fine-tuning: activations, loss, gradients."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from tests.golden.case import Case
 from tests.golden.internvideo2 import build_encoder, rename, split_state
@@ -23,7 +23,7 @@ def _check_model(case: Case, name: str, config: dict) -> list[str]:
     encoded = encoder(video, taps=(0,))
     features = head["fc_norm"](encoded.pooled)
     logits = head["head"](features)
-    loss = F.cross_entropy(logits, case.inputs["labels"])
+    loss = cross_entropy(logits, case.inputs["labels"])
     loss.backward()
 
     results = {

@@ -10,10 +10,9 @@ from torch.nn.functional import normalize
 from ivt2.losses.contrastive import contrastive_loss, contrastive_targets
 from ivt2.losses.feature_alignment import feature_alignment_loss, two_level_alignment_loss
 from ivt2.losses.matching import Negatives, admissible_negatives, matching_loss, matching_pairs, negative_weights
-from ivt2.models.bert import Bert
 from ivt2.ops.similarity import cosine_similarity
+from tests.golden.bert import build_bert, rename_bert, untie
 from tests.golden.case import Case
-from tests.golden.checks.c06_xbert import rename
 
 POOLED_STUDENT_TOKENS = 3
 """The recorded case of unequal lengths compares the first three tokens of the student with all of the teacher."""
@@ -25,23 +24,9 @@ class Matcher(nn.Module):
     def __init__(self, case: Case) -> None:
         super().__init__()
         config = case.config["bert"]
-        self.bert = Bert(
-            vocab_size=config["vocab_size"],
-            embed_dim=config["hidden_size"],
-            depth=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            mlp_dim=config["intermediate_size"],
-            max_positions=config["max_position_embeddings"],
-            fusion_layer=config["fusion_layer"],
-            encoder_width=config["encoder_width"],
-            layer_norm_eps=config["layer_norm_eps"],
-            type_vocab_size=config["type_vocab_size"],
-            pad_id=config["pad_token_id"],
-            masked_lm=False,
-        )
+        self.bert = build_bert(config, masked_lm=False)
         self.head = nn.Linear(config["hidden_size"], 2)
-        # Positions 0, 1, 2, ...: not a weight.
-        state = {rename(name): value for name, value in case.state("bert").items() if not name.endswith("position_ids")}
+        state = {rename_bert(name): value for name, value in untie(case.state("bert")).items()}
         self.bert.load_state_dict(state)
         self.head.load_state_dict(case.state("vtm_head"))
         self.eval()

@@ -26,14 +26,13 @@ def _result(case: Case, output: str) -> Tensor:
     raise AssertionError(f"no computation for {output}")
 
 
-def _joint(case: Case, key: str, frames: str, grid: str, new_frames: str, new_grid: str) -> Tensor:
+def _joint(case: Case, key: str, *sizes: str) -> Tensor:
+    frames, grid, new_frames, new_grid = (int(size) for size in sizes)
     table = case.inputs[f"pe_T{frames}_{grid}"]
     if key == "clip_joint":
-        # Not recorded: this run's `clip_pos_embed`, told apart from `pos_embed` by an affine map of it (fitted to 1e-6).
+        # This run's `clip_pos_embed` is not recorded; its CLS row shows that it is this affine map of `pos_embed`.
         table = 0.5 * table + 1
-    return resize_position_table(
-        table, source_frames=int(frames), num_frames=int(new_frames), grid_size=int(new_grid)
-    )
+    return resize_position_table(table, source_frames=frames, num_frames=new_frames, grid_size=new_grid)
 
 
 def _temporal(case: Case, frames: str, new_frames: str) -> Tensor:

@@ -31,11 +31,10 @@ def check_table(case: Case, recorded: dict) -> None:
     }
     groups = parameter_groups(
         parameters.items(),
-        weight_decay=decay,
         no_weight_decay=NO_WEIGHT_DECAY,
         learning_rates=learning_rate_rules(recorded.get("rule"), [name for name, row in table.items() if row]),
     )
-    optimizer = torch.optim.AdamW(groups, lr=base)
+    optimizer = torch.optim.AdamW(groups, lr=base, weight_decay=decay)
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     built = {
         name_of[id(parameter)]: (group["lr"], group["weight_decay"], index)

@@ -1,4 +1,4 @@
-"""Frame indices and test crops against the reference's tables; every table is checked or listed below with the reason why not."""
+"""Frame indices and test crops against the reference's tables; rows left out are named with the reason why."""
 
 import random
 import warnings
@@ -8,7 +8,6 @@ import numpy as np
 from ivt2.data import sampling, transforms
 from tests.golden.case import Case
 
-# Rows on which we differ on purpose: the reference repeats one frame in half of the clip for S other than 2, and cannot crop once.
 SEGMENT_VIEWS_OF_VIDEO = 2
 
 
@@ -35,7 +34,8 @@ def all_views(function, length, num_frames, num_views):
     return sorted(i for view in range(num_views) for i in function(length, num_frames, view=view, num_views=num_views))
 
 
-def crop(layout, height, width, short, num_views, view):
+def crop(row):
+    _, height, width, short, num_views, view = row
     top, left = transforms.view_corner(height, width, short, view=view, num_views=num_views)
     return [top, left, short, short]
 
@@ -61,7 +61,7 @@ TABLES = {
     "ssv2_video_test_all_indices": lambda n, length, views: all_views(sampling.segments, length, n, views),
     "rawframe_validation_0based": lambda n, length: sampling.segment_centers(length, n, whole=True),
     "rawframe_test_all_indices_0based": lambda n, length, views: all_views(sampling.segments, length, n, views),
-    "spatial_crop_rows_h_w_short_ncrop_split__y0_x0_height_width": crop,
+    "spatial_crop_rows_h_w_short_ncrop_split__y0_x0_height_width": lambda *row: crop(row),
     "tsn_frame_ids_dur_nseg_len_step_offsets": lambda length, segments, n, stride, starts: sampling.strided(
         length, n, stride, [start - 1 for start in starts], exclude_last=True
     ),

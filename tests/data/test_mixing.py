@@ -1,0 +1,73 @@
+"""Exact: what a step reads is a function of its number; sources are used up evenly or by weight."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ivt2.data.mixing import Mixture
+from ivt2.data.order import SampleOrder
+from ivt2.errors import InputError
+
+
+def mixture(*sizes, batch=4, **options):
+    orders = [SampleOrder([size], seed=number) for number, size in enumerate(sizes)]
+    return Mixture(orders, global_batch_size=batch, seed=9, **options)
+
+
+def test_each_source_is_gone_through_once_an_epoch_and_leaves_out_other_samples_each_time():
+    plan = mixture(22, 9)
+    assert plan.steps_per_epoch == 5 + 2
+    left_out = []
+    for epoch in range(4):
+        steps = [plan.step(7 * epoch + step) for step in range(7)]
+        assert Counter(step.source for step in steps) == {0: 5, 1: 2}
+        assert {step.epoch for step in steps} == {epoch}
+        read = [index for step in steps if step.source == 0 for index in step.samples.tolist()]
+        assert len(set(read)) == 20
+        left_out.append(tuple(sorted(set(range(22)) - set(read))))
+    assert len(set(left_out)) > 1
+
+
+def test_a_step_is_a_function_of_its_number():
+    plan, other = mixture(40, 24, 16), mixture(40, 24, 16)
+    positions = list(range(60))
+    forward = {position: plan.step(position) for position in positions}
+    for position in np.random.default_rng(0).permutation(positions).tolist():
+        step = other.step(position)
+        assert (step.source, step.epoch) == forward[position][:2]
+        assert step.samples.tolist() == forward[position].samples.tolist()
+
+
+def test_the_schedule_is_shuffled_anew_each_epoch():
+    plan = mixture(80, 80)
+    schedules = [plan.schedule(epoch).tolist() for epoch in range(3)]
+    assert len(set(map(tuple, schedules))) == 3
+    assert all(sorted(schedule) == [0] * 20 + [1] * 20 for schedule in schedules)
+    assert 8 < sum(a != b for a, b in zip(schedules[0], schedules[0][1:], strict=False)) < 32
+
+
+def test_weights_share_the_steps_and_small_sources_begin_anew():
+    plan = mixture(40, 8, weights=[1, 1])
+    assert plan.steps_of_source == [6, 6]
+    steps = [plan.step(position) for position in range(24)]
+    small = [step for step in steps if step.source == 1]
+    assert [step.epoch for step in small] == [number // 2 for number in range(12)]
+    for first, second in zip(small[::2], small[1::2], strict=True):
+        assert sorted([*first.samples.tolist(), *second.samples.tolist()]) == list(range(8))
+    large = [index for step in steps if step.source == 0 and step.epoch == 0 for index in step.samples.tolist()]
+    assert sorted(large) == list(range(40))
+
+
+def test_shares_add_up_and_none_is_lost():
+    assert mixture(40, 40, 40, weights=[1, 1, 1.0]).steps_of_source == [10, 10, 10]
+    assert sum(mixture(44, 40, 40, weights=[5, 3, 2.5]).steps_of_source) == 31
+    assert mixture(40, 40, weights=[1000, 1]).steps_of_source == [20, 1]
+
+
+def test_sources_smaller_than_a_batch_and_wrong_weights_are_refused():
+    with pytest.raises(InputError, match="holds only 3 samples; set it to 3 or less"):
+        mixture(12, 3)
+    for weights in ([1], [1, 0], [1, -1]):
+        with pytest.raises(InputError, match="weights"):
+            mixture(12, 8, weights=weights)

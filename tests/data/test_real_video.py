@@ -1,0 +1,149 @@
+"""Recordings from the world against a judge: the ffmpeg command, or PyAV's plain sequential decoding."""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import wave
+from io import BytesIO
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from ivt2.data.audio import decode_audio
+from ivt2.data.decode import DecodeError, available_backends, decode_video
+
+FOLDER = Path(os.environ.get("IVT2_MEDIA_DIR", Path(__file__).parents[3] / "shared" / "media"))
+CLIPS = sorted((FOLDER / "clips").glob("*.*")) if (FOLDER / "clips").is_dir() else []
+ODD = FOLDER / "odd"
+
+pytestmark = pytest.mark.skipif(not CLIPS, reason=f"no recordings in {FOLDER}: set IVT2_MEDIA_DIR")
+NAMES = [file.name for file in CLIPS] + ["broken_tail.mp4", "mpeg4_mp3.avi"]
+
+
+def read(name):
+    return next(file for file in (FOLDER / "clips" / name, ODD / name) if file.exists()).read_bytes()
+
+
+def digest(frame):
+    return hashlib.blake2b(frame, digest_size=8).hexdigest()
+
+
+def ffmpeg_frames(name):
+    """Digest of each frame as the command line shows it, converted like PyAV does (bilinear chroma)."""
+    file = next(file for file in (FOLDER / "clips" / name, ODD / name) if file.exists())
+    with av.open(str(file)) as source:
+        stream = source.streams.video[0]
+        size = stream.codec_context.height * stream.codec_context.width * 3
+    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(file), "-map", "0:v:0", "-vsync", "passthrough"]
+    command += ["-sws_flags", "bilinear", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        frames = []
+        while frame := process.stdout.read(size):
+            frames.append(digest(frame))
+    assert process.returncode == 0
+    return frames
+
+
+def pyav_frames(name):
+    with av.open(BytesIO(read(name))) as source:
+        return [digest(frame.to_ndarray(format="rgb24").tobytes()) for frame in source.decode(video=0)]
+
+
+@functools.cache
+def judge(name):
+    return ffmpeg_frames(name) if shutil.which("ffmpeg") else pyav_frames(name)
+
+
+def digests(name, chosen, backend):
+    frames = decode_video(read(name), lambda num_frames, fps: chosen, backend=backend).frames
+    return [digest(frame.permute(1, 2, 0).numpy().tobytes()) for frame in frames]
+
+
+def or_skip(name, chosen, backend):
+    try:
+        return digests(name, chosen, backend)
+    except DecodeError as error:
+        if backend != "decord" or error.reason != "unsupported_codec":
+            raise
+        pytest.skip(f"decord refuses it: {error.detail}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("name", NAMES)
+def test_all_frames(name, backend):
+    expected = judge(name)
+    assert or_skip(name, range(len(expected)), backend) == expected
+    with pytest.raises(IndexError, match=f"of {len(expected)}$"):
+        digests(name, [len(expected)], backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("name", NAMES)
+def test_random_frames(name, backend):
+    expected = judge(name)
+    for seed in range(4):
+        chosen = np.random.default_rng(seed).integers(0, len(expected), 6).tolist()
+        assert or_skip(name, chosen, backend) == [expected[number] for number in chosen]
+
+
+def test_every_clip_is_described_and_has_a_plausible_header():
+    records = [json.loads(line) for line in (FOLDER / "captions.jsonl").read_text().splitlines()]
+    assert {Path(record["file"]).name for record in records} == {file.name for file in CLIPS}
+    for file in CLIPS:
+        video = decode_video(file.read_bytes(), lambda num_frames, fps: [0])
+        assert 5 <= video.fps <= 30
+        assert 1 <= video.duration_s <= 10.1
+        assert video.frames.float().std() > 5
+
+
+def test_garbage_that_was_recorded_as_picture_is_decoded_as_it_is():
+    """The last frames of broken_tail.mp4 show garbage in a valid stream: no decoder can know."""
+    video = decode_video(read("broken_tail.mp4"), lambda num_frames, fps: range(num_frames))
+    assert video.num_frames == 57
+    smear = video.frames[:, :, 150:, :200].float().diff(dim=2).abs().mean(dim=(1, 2, 3))  # rows hardly differ
+    assert smear[50] < 0.5 * smear[:45].min()
+
+
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_cut_recording_is_truncated(part):
+    for file in CLIPS:
+        data = file.read_bytes()
+        with pytest.raises(DecodeError) as caught:
+            decode_video(data[: int(len(data) * part)], lambda num_frames, fps: [0])
+        assert caught.value.reason == "truncated"
+
+
+def test_sound_beside_a_video():
+    samples = decode_audio(read("mpeg4_mp3.avi"))
+    assert abs(len(samples) / 16_000 - 6.56) < 0.2
+    assert 0.001 < samples.std() < 0.5
+    assert decode_audio(CLIPS[0].read_bytes()) is None
+
+
+def test_speech_is_read_exactly():
+    data = read("speech_16k.wav")
+    with wave.open(BytesIO(data)) as source:
+        assert (source.getframerate(), source.getsampwidth()) == (16_000, 2)
+        samples = np.frombuffer(source.readframes(source.getnframes()), "<i2").reshape(-1, source.getnchannels())
+    np.testing.assert_allclose(decode_audio(data).numpy(), samples.mean(axis=1) / 32768, atol=1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg command is not installed")
+def test_sound_equals_ffmpeg():
+    file = str(ODD / "mpeg4_mp3.avi")
+    with av.open(file) as source:
+        channels = source.streams.audio[0].codec_context.channels
+    command = ["ffmpeg", "-v", "error", "-i", file, "-map", "0:a:0", "-ar", "16000", "-f", "f32le", "-"]
+    output = subprocess.run(command, capture_output=True, check=True).stdout
+    expected = np.frombuffer(output, "<f4").reshape(-1, channels).mean(axis=1)
+    samples = decode_audio(read("mpeg4_mp3.avi")).numpy()
+    num = min(len(samples), len(expected))
+    assert abs(len(samples) - len(expected)) <= 32
+    np.testing.assert_allclose(samples[:num], expected[:num], atol=2e-3)

@@ -1,0 +1,244 @@
+"""The whole stage-2 visual model: features, zero-shot retrieval with re-ranking, and one training step.
+
+The teacher of the recorded step is a per-frame tower with the same blocks, put together here from their parts.
+"""
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ivt2.losses.contrastive import contrastive_loss
+from ivt2.losses.feature_alignment import two_level_alignment_loss
+from ivt2.losses.masked_lm import IGNORED, masked_lm_loss
+from ivt2.losses.matching import Negatives, matching_loss, matching_pairs, negative_weights
+from ivt2.metrics.retrieval import REFERENCE_FILL, dual_softmax, rerank, retrieval_metrics, retrieval_targets
+from ivt2.models.stage2 import EncodedText, Stage2Model
+from ivt2.nn.aligning import AligningDecoders
+from ivt2.nn.block import Block
+from ivt2.nn.patch_embed import PatchEmbed
+from ivt2.nn.pooling import AttentionPool
+from tests.golden.bert import build_bert, rename_bert, untie
+from tests.golden.case import Case
+from tests.golden.internvideo2 import build_encoder, rename
+
+ALIGNING = ("clip_decoder.", "final_clip_decoder.", "clip_pos_embed", "clip_img_pos_embed")
+RERANK_ALL = 128
+UNSCORED_METRICS = "match"
+"""With few candidates the recorded match metrics depend on how a sort breaks exact ties; the matrices are compared."""
+
+
+class Recorded(nn.Module):
+    """Our networks with the recorded weights."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        config = case.config
+        vision, teacher = config["vision"], config["teacher"]
+        encoder = build_encoder(vision)
+        bert = build_bert(config["bert"])
+        self.model = Stage2Model(encoder, bert, contrastive_dim=config["embed_dim"], temperature=config["temp"])
+        self.decoders = AligningDecoders(
+            embed_dim=encoder.embed_dim,
+            pooled_dim=encoder.pooled_dim,
+            num_layers=vision["clip_return_layer"],
+            teacher_dim=vision["clip_teacher_embed_dim"],
+            final_dim=vision["clip_teacher_final_dim"],
+            num_frames=encoder.grid_frames,
+            grid_size=encoder.grid_size,
+            separate_image_position=vision["sep_image_video_pos_embed"],
+        )
+        self.teacher = Teacher(teacher, config["clip_res"])
+        self.taps = [
+            vision["depth"] - 1 - step * vision.get("clip_student_return_interval", 1)
+            for step in reversed(range(vision["clip_return_layer"]))
+        ]
+        state = {locate(name): value for name, value in untie(case.state("stage2"), "text_encoder.").items()}
+        state["model.temperature"] = state["model.temperature"].reshape(1)
+        self.load_state_dict(state)
+        self.eval()
+
+
+class Teacher(nn.Module):
+    """The recorded per-frame tower."""
+
+    def __init__(self, config: dict, image_size: int) -> None:
+        super().__init__()
+        width, self.image_size = config["embed_dim"], image_size
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (image_size // config["patch_size"]) ** 2, width))
+        self.patch_embed = PatchEmbed(patch_size=config["patch_size"], tubelet_size=1, embed_dim=width)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                config["num_heads"],
+                mlp_ratio=float(config["mlp_ratio"]),
+                layer_scale_init=float(config["init_values"]),
+                gelu="erf",
+            )
+            for _ in range(config["depth"])
+        )
+        self.clip_projector = AttentionPool(width, config["attn_pool_num_heads"], config["clip_embed_dim"])
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        """Token states of frames [b, 1, C, H, W] after each block."""
+        tokens = self.patch_embed(frames).flatten(1, 2)
+        states = [torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        return states[1:]
+
+
+def locate(name: str) -> str:
+    """Our name of a reference parameter."""
+    if name.startswith("clip_teacher."):
+        return rename(name).replace("clip_teacher.", "teacher.", 1)
+    local = name.removeprefix("vision_encoder.")
+    if local != name and local.startswith(ALIGNING):
+        return f"decoders.{local}"
+    if name.startswith("text_encoder."):
+        return f"model.text_encoder.{rename_bert(name.removeprefix('text_encoder.'))}"
+    renamed = {"temp": "temperature", "itm_head.weight": "matching_head.weight", "itm_head.bias": "matching_head.bias"}
+    return f"model.{rename(renamed.get(name, name))}"
+
+
+def tokenize(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """The recorded stand-in for a tokenizer: "i j k" becomes [1, i, j, k, 2], padded with 0."""
+    rows = [[1, *[int(word) for word in text.split()][: length - 2], 2] for text in texts]
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    return ids, ids != 0
+
+
+def check(case: Case) -> None:
+    recorded = Recorded(case)
+    results = encode(case, recorded.model) | retrieve(case, recorded.model)
+    for kind, video in (("video", case.inputs["videos"]), ("image", case.inputs["train_images"])):
+        results |= {f"train_{kind}_{name}": value for name, value in train(case, recorded, kind, video).items()}
+    assert results.keys() == case.outputs.keys()
+    for name, value in results.items():
+        exact = not case.outputs[name].is_floating_point()
+        tolerance = {"atol": 1e-6, "rtol": 6e-4} if name.endswith("gradnorms") else {"atol": 2e-5}
+        case.close(name, value, **({"atol": 0, "rtol": 0} if exact else tolerance))
+
+
+@torch.no_grad()
+def encode(case: Case, model: Stage2Model) -> dict[str, Tensor]:
+    """Features of clips, images and captions, and the demo's label prediction."""
+    inputs, outputs = case.inputs, case.outputs
+    text = model.encode_text(*tokenize(case.config["texts"], case.config["max_txt_l"]))
+    videos = model.encode_video(inputs["videos"])
+    images = model.encode_video(inputs["images"])
+    textual, visual = model.embed_text(text), model.embed_video(videos)
+    results = {"txt_feat": textual, "enc_text_embeds": text.tokens, "enc_text_pooled": text.pooled, "vid_feat_all": visual}
+    for kind, encoded in (("video", videos), ("image", images)):
+        num = len(outputs[f"enc_{kind}_embeds"])
+        results |= {
+            f"enc_{kind}_embeds": encoded.tokens[:num],
+            f"enc_{kind}_pooled": encoded.pooled[:num],
+            f"vid_feat_{kind}": model.embed_video(encoded)[:num],
+        }
+    probabilities = (100 * visual[: len(outputs["predict_probs"])] @ textual.T).softmax(dim=-1)
+    best = probabilities.topk(outputs["predict_probs"].shape[1])
+    return results | {"predict_probs": best.values, "predict_idx": best.indices}
+
+
+@torch.no_grad()
+def retrieve(case: Case, model: Stage2Model) -> dict[str, Tensor]:
+    """The six score matrices of each recorded protocol, and their metrics."""
+    text = model.encode_text(*tokenize(case.config["texts"], case.config["max_txt_l"]))
+    encoded = model.encode_video(case.inputs["videos"])
+    similarity = model.embed_video(encoded) @ model.embed_text(text).T
+    dual = dual_softmax(similarity, dim=0), dual_softmax(similarity.T, dim=0)
+
+    def score(clip: Tensor, caption: Tensor) -> Tensor:
+        pairs = EncodedText(text.tokens[caption], text.valid[caption])
+        return model.match(pairs, encoded.tokens[clip])[:, 1]
+
+    results = {}
+    for protocol in {name.rsplit("_", 2)[0] for name in case.outputs if name.startswith("eval_")}:
+        number, by_dual = re.fullmatch(r"eval_k(\d+)(_dslmatch)?", protocol).groups()
+        choose = dual if by_dual else (similarity, similarity.T)
+        match = rerank(choose[0], int(number), score, similarity_t2v=choose[1], fill=REFERENCE_FILL)
+        scores = {"sim": (similarity, similarity.T), "dsl": dual, "match": match}
+        for name, (i2t, t2i) in scores.items():
+            results[f"{protocol}_i2t_{name}"] = i2t.softmax(dim=1)
+            results[f"{protocol}_t2i_{name}"] = t2i.softmax(dim=1)
+        compare_metrics(case, protocol.replace("eval", "metrics"), scores, complete=int(number) >= RERANK_ALL)
+    return results
+
+
+def compare_metrics(case: Case, key: str, scores: dict[str, tuple[Tensor, Tensor]], *, complete: bool) -> None:
+    clip_of_caption = torch.tensor([case.json["txt2img"][str(row)] for row in range(len(case.config["texts"]))])
+    targets = retrieval_targets(clip_of_caption, case.config["nv"])
+    for name, (v2t, t2v) in scores.items():
+        if name == UNSCORED_METRICS and not complete:
+            continue
+        ours = retrieval_metrics(v2t, targets, scores_t2v=t2v)
+        for metric, value in case.json[key][f"x_{name}"].items():
+            assert abs(ours[metric] - value) < 0.006, f"{case.name}/{key}/{name}/{metric}: {ours[metric]}, recorded {value}"
+
+
+def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str, Tensor]:
+    """One training step with the recorded random choices: mask, negatives, masked words."""
+    model, outputs = recorded.model, {
+        name.removeprefix(f"train_{kind}_"): value for name, value in case.outputs.items() if name.startswith(f"train_{kind}_")
+    }
+    recorded.zero_grad()
+    assert not outputs["mask"][:, 0].any(), "the CLS token is never hidden"
+    masked = outputs["mask"][:, 1:]
+    encoded = model.vision_encoder(video, masked, recorded.taps)
+    ids, valid = tokenize(case.config["texts"][: len(video)], case.config["max_txt_l"])
+    text = model.encode_text(ids, valid)
+    visual, textual = model.embed_video(encoded), model.embed_text(text)
+    sample_id = case.inputs["idx"]
+
+    middle, final, attention = teach(recorded, video, masked)
+    aligned = recorded.decoders(encoded.intermediates, encoded.pooled, image=kind == "image", masked=masked)
+    with torch.no_grad():
+        similarity = visual @ textual.T / model.temperature
+    negatives = Negatives(outputs["vision_neg"][:, 0], outputs["text_neg"][:, 0], torch.ones(len(video), dtype=torch.bool))
+    pairs = matching_pairs(negatives)
+    logits = model.match(EncodedText(text.tokens[pairs.text], valid[pairs.text]), encoded.tokens[pairs.vision])
+    matched, num_pairs = matching_loss(logits, pairs.label)
+    labels = outputs["mlm_labels"]
+    assert torch.equal(torch.where(labels == IGNORED, ids, labels), ids)
+    selected = labels != IGNORED
+    words = model.predict_tokens(outputs["mlm_ids"], valid, encoded.tokens, selected)
+    predicted, num_words = masked_lm_loss(words, labels[selected])
+    losses = {
+        "loss_uta": two_level_alignment_loss((aligned.middle, middle), (aligned.final, final)),
+        "loss_vtc": contrastive_loss(visual, textual, model.temperature, sample_id),
+        "loss_vtm": matched / num_pairs,
+        "loss_mlm": predicted / num_words,
+    }
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    gradients = dict(recorded.named_parameters())
+    norms = [gradients[locate(name)].grad for name in case.json["param_order"]]
+    return losses | {
+        "total": total,
+        "gradnorms": torch.stack([torch.zeros(()) if grad is None else grad.norm() for grad in norms]),
+        "teacher_attn": attention,
+        "vtm_weights_v2t": negative_weights(similarity, sample_id),
+        "vtm_weights_t2v": negative_weights(similarity.T, sample_id),
+        # Choices, not results: the step above was made with them.
+        **{name: outputs[name] for name in ("mask", "vision_neg", "text_neg", "mlm_ids", "mlm_labels")},
+    }
+
+
+@torch.no_grad()
+def teach(recorded: Recorded, video: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of the last blocks where the student sees, pooled feature, and attention of the pooling over patches."""
+    teacher, (num_clips, num_frames) = recorded.teacher, video.shape[:2]
+    if video.shape[-1] != teacher.image_size:
+        size = (teacher.image_size, teacher.image_size)
+        video = F.interpolate(video.flatten(0, 1), size=size, mode="bicubic", align_corners=False)
+    states = teacher(video.reshape(num_clips * num_frames, 1, *video.shape[-3:]))
+    layers = torch.stack(states[-len(recorded.taps) :]).unflatten(1, (num_clips, num_frames))
+    cls, patches = layers[:, :, :, :1].mean(dim=2), layers[:, :, :, 1:].flatten(2, 3)
+    visible = F.pad(~masked, (1, 0), value=True)
+    tokens = torch.cat([cls, patches], dim=2)[:, visible].unflatten(1, (num_clips, -1))
+    final = teacher.clip_projector(states[-1]).unflatten(0, (num_clips, num_frames)).mean(dim=1)
+    attention = teacher.clip_projector.attention_map(states[-1])[:, 1:]
+    return F.normalize(tokens, dim=-1), F.normalize(final, dim=-1), attention
