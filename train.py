@@ -7,9 +7,11 @@
 ``--help`` lists the groups, ``--cfg job --resolve`` prints the whole truth, ``-m`` sweeps.
 """
 
+from pathlib import Path
+
 from ivt2.cli.door import command
 from ivt2.cli.schema import resolved
-from ivt2.cli.train_config import TrainConfig, build_all, checkpoint, value_of
+from ivt2.cli.train_config import TrainConfig, build_all, check_architecture, checkpoint, value_of
 
 
 @command("train", keys=TrainConfig)
@@ -20,7 +22,7 @@ def main(cfg: TrainConfig) -> float | None:
 
     from ivt2.callbacks.provenance import Provenance
 
-    ckpt_path = checkpoint(cfg.ckpt_path)
+    ckpt_path = checkpoint(cfg.ckpt_path, Path(cfg.paths.run_dir), trains="fit" in cfg.run[:1])
     metrics: dict[str, object] = {}
     seed_everything(cfg.seed, workers=True)
     callbacks = [*build_all(cfg.callbacks), Provenance(config=resolved(cfg))]
@@ -28,6 +30,7 @@ def main(cfg: TrainConfig) -> float | None:
     datamodule = instantiate(cfg.datamodule, _convert_="all")
     with trainer.init_module():
         module = instantiate(cfg.module, _convert_="all")
+    check_architecture(module, ckpt_path)
     for entry in cfg.run:
         getattr(trainer, entry)(module, datamodule=datamodule, ckpt_path=ckpt_path)
         metrics |= trainer.callback_metrics

@@ -5,12 +5,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import get_console
-from rich.table import Table
-from rich.text import Text
 from typing_extensions import override
 
 from ivt2.callbacks.tracking import safe_name
-from ivt2.data.ledger import Ledger
+from ivt2.data.ledger import Ledger, table
 
 
 class SkippedSamples(Callback):
@@ -43,16 +41,6 @@ class SkippedSamples(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the table, with what testing added."""
         _show(trainer)
-
-
-def table(ledger: Ledger) -> Table:
-    """Counts by source and reason, with their share of the samples seen."""
-    title = f"skipped {ledger.skipped} of {ledger.seen} samples"
-    rows = Table("source", "reason", title=title)
-    rows.add_column("samples", justify="right")
-    for (source, reason), count in sorted(ledger.counts.items()):
-        rows.add_row(Text(source), Text(reason), str(count))
-    return rows
 
 
 def _total(trainer: Trainer) -> Ledger:

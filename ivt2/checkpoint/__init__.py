@@ -10,7 +10,7 @@ from ivt2.checkpoint.folder import (
     save_checkpoint,
     verify,
 )
-from ivt2.checkpoint.weights import load_weights
+from ivt2.checkpoint.weights import load_weights, require_same_architecture
 
 __all__ = [
     "discard",
@@ -20,6 +20,7 @@ __all__ = [
     "newest_valid",
     "read_metadata",
     "read_weights",
+    "require_same_architecture",
     "save_checkpoint",
     "verify",
 ]

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ivt2.checkpoint.codec import decode, encode
-from ivt2.checkpoint.tensors import names_in, read_tensors, write_tensors
+from ivt2.checkpoint.tensors import read_tensors, shapes_in, write_tensors
 from ivt2.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -181,6 +181,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return read_tensors(folder / MODEL)
 
 
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of the weights by their names, without reading the weights.
+
+    Raises:
+        InputError: Not a checkpoint, or of another format.
+    """
+    folder = _existing(Path(folder))
+    _manifest(folder)
+    if not (folder / MODEL).is_file():
+        raise InputError(f"{folder / MODEL}: missing from the checkpoint; use an older checkpoint")
+    return shapes_in(folder / MODEL)
+
+
 def _existing(folder: Path) -> Path:
     if folder.is_dir():
         return folder
@@ -221,7 +234,7 @@ def _seal(folder: Path) -> None:
 
 def _require_names(folder: Path, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Read the headers back: the new checkpoint must be readable before an older one may go."""
-    if names_in(folder / MODEL) != set(weights) or names_in(folder / TENSORS) != set(tensors):
+    if set(shapes_in(folder / MODEL)) != set(weights) or set(shapes_in(folder / TENSORS)) != set(tensors):
         raise OSError(f"{folder}: the tensors read back are not those written")
 
 

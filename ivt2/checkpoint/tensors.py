@@ -64,10 +64,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
 
 
-def names_in(path: Path) -> set[str]:
-    """Names of all tensors of a file, read from its header alone."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        return set(file.keys()) | set(json.loads((file.metadata() or {}).get(ALIASES, "{}")))
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a file by their names, read from its header alone.
+
+    Raises:
+        InputError: The file is not in the safetensors format.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return shapes | {name: shapes[target] for name, target in aliases.items()}
+    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:

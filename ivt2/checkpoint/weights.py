@@ -1,11 +1,11 @@
 """Strict loading of weights into a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from ivt2.checkpoint.folder import read_weights
+from ivt2.checkpoint.folder import read_shapes, read_weights
 from ivt2.errors import InputError
 
 _NUM_SHOWN = 3
@@ -25,13 +25,31 @@ def load_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
     """
     stored = read_weights(path)
     weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
-    expected = module.state_dict()
-    missing = [name for name in expected if name not in weights]
-    unexpected = [name for name in weights if name not in expected]
+    _compare(module, path, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    module.load_state_dict(weights)
+
+
+def require_same_architecture(module: nn.Module, folder: Path) -> None:
+    """Compare names and shapes in a checkpoint with those of a module, before anything is loaded.
+
+    Args:
+        module: What the weights shall be loaded into, whole.
+        folder: Checkpoint folder.
+
+    Raises:
+        InputError: As ``load_weights``.
+    """
+    _compare(module, folder, read_shapes(folder))
+
+
+def _compare(module: nn.Module, path: Path, stored: Mapping[str, tuple[int, ...]]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing = [name for name in expected if name not in stored]
+    unexpected = [name for name in stored if name not in expected]
     mismatched = [
-        f"{name} {list(weights[name].shape)} here {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
+        f"{name} {list(stored[name])} here {list(shape)}"
+        for name, shape in expected.items()
+        if name in stored and stored[name] != shape
     ]
     if missing or unexpected or mismatched:
         raise InputError(
@@ -39,7 +57,6 @@ def load_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
             f"{_shorten('unexpected', unexpected)}; {_shorten('of another shape', mismatched)}; "
             "use the configuration that it was trained with"
         )
-    module.load_state_dict(weights)
 
 
 def _shorten(title: str, names: Sequence[str]) -> str:

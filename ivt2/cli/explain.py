@@ -80,6 +80,8 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     if "_target_" in parent:
         own = f"an argument of {parent._get_node('_target_')} that its file does not list is added as +{key}=..."
         return f"{key}: no such key{near}; {own}"
+    if not len(parent):
+        return f"{key}: new here; add it as +{key}=..."
     return f"{key}: no such key{near}; there are: {_listed(sorted(map(str, parent)))}"
 
 

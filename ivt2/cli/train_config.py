@@ -33,6 +33,7 @@ class TrainConfig(Protocol):
     trainer: Any
     datamodule: Any
     module: Any
+    paths: Any
 
 
 def build_all(group: Any) -> list[Any]:
@@ -41,16 +42,56 @@ def build_all(group: Any) -> list[Any]:
     return [part for part in built.values() if part is not None] if isinstance(built, dict) else [built]
 
 
-def checkpoint(ckpt_path: str | None) -> str | None:
+def checkpoint(ckpt_path: str | None, run_dir: Path, *, trains: bool) -> str | None:
     """The checkpoint to start from.
 
+    Args:
+        ckpt_path: What the configuration says; ``last`` is the newest one of the run folder that verifies. Where there
+            is none yet, training starts anew, so that one command line serves a job and its restarts.
+        run_dir: Folder of the run.
+        trains: Whether the run begins with training.
+
     Raises:
-        InputError: It is a path and nothing is there.
+        InputError: It is a path and nothing is there, or there is none to evaluate.
     """
-    if ckpt_path is None or ckpt_path in {"last", "best"} or "://" in ckpt_path or Path(ckpt_path).exists():
+    if ckpt_path == "last":
+        return _newest(run_dir / "checkpoints", trains=trains)
+    if ckpt_path is None or "://" in ckpt_path or Path(ckpt_path).exists():
         return ckpt_path
     remedy = "give a checkpoint, or 'last' with the paths.run_dir of the run that goes on"
     raise InputError(f"ckpt_path: {ckpt_path} does not exist; {remedy}")
+
+
+def _newest(folder: Path, *, trains: bool) -> str | None:
+    from ivt2.checkpoint import newest_valid
+    from ivt2.checkpoint.folder import MANIFEST
+
+    newest = newest_valid(folder)
+    if newest is not None:
+        return str(newest)
+    if next(folder.glob(f"*/{MANIFEST}"), None) is not None:
+        remedy = "restore one, or start anew without ckpt_path and with replace=true"
+        raise InputError(f"ckpt_path=last: every checkpoint in {folder} is damaged; {remedy}")
+    if next(folder.glob("*.ckpt"), None) is not None:
+        return "last"  # of a strategy that writes sharded folders of its own, which Lightning finds
+    if not trains:
+        raise InputError(f"ckpt_path=last: {folder} holds no checkpoint; give the paths.run_dir of a run that saved one")
+    return None
+
+
+def check_architecture(module: Any, ckpt_path: str | None) -> None:
+    """Compare the weights of a checkpoint with those of the module before the Trainer loads them.
+
+    A checkpoint without our manifest is left to the strategy that wrote it.
+
+    Raises:
+        InputError: Naming weights that are missing, unexpected or of another shape.
+    """
+    from ivt2.checkpoint import require_same_architecture
+    from ivt2.checkpoint.folder import MANIFEST
+
+    if ckpt_path is not None and (Path(ckpt_path) / MANIFEST).is_file():
+        require_same_architecture(module, Path(ckpt_path))
 
 
 def value_of(metrics: Mapping[str, Any], objective: str | None) -> float | None:

@@ -7,6 +7,7 @@ tool may have the caption as a ``txt`` member instead.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -66,13 +67,19 @@ def read_annotations(path: str | Path, *, source: str) -> Iterator[Annotation | 
         InputError: when the file cannot be read.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-            for number, line in lines:
-                yield _read_record(line, source, f"{path.name}:{number}")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of one json object a line") from error
+    with _lines(path) as lines:
+        for number, line in lines:
+            yield _read_record(line, source, f"{path.name}:{number}")
+
+
+def count_records(path: str | Path) -> int:
+    """Return how many records an annotation file has, good ones and bad ones.
+
+    Raises:
+        InputError: when the file cannot be read.
+    """
+    with _lines(Path(path)) as lines:
+        return sum(1 for _ in lines)
 
 
 def captions_of(members: Mapping[str, bytes]) -> list[str]:
@@ -168,6 +175,16 @@ def pack(
             if on_record is not None:
                 on_record(name)
     return writer.manifest
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
+    """Numbered lines of a file that are not blank."""
+    try:
+        with path.open("rb") as file:
+            yield ((number, line) for number, line in enumerate(file, 1) if line.strip())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of one json object a line") from error
 
 
 def _read_record(line: bytes, source: str, key: str) -> Annotation | Skipped:

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
+
 from ivt2.batch import Skipped
 from ivt2.errors import InputError
 
@@ -107,3 +110,13 @@ class Ledger:
             f"{self.skipped} of {self.seen} samples cannot be used ({reasons}), for example {keys}; "
             f"budget={self.budget} allows {self.allowed}: repair or remove these samples, or raise budget"
         )
+
+
+def table(ledger: Ledger) -> Table:
+    """Counts by source and reason, for the terminal."""
+    title = f"skipped {ledger.skipped} of {ledger.seen} samples"
+    rows = Table("source", "reason", title=title)
+    rows.add_column("samples", justify="right")
+    for (source, reason), count in sorted(ledger.counts.items()):
+        rows.add_row(Text(source), Text(reason), str(count))
+    return rows

@@ -27,6 +27,8 @@ from ivt2.errors import InputError
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 
+_WRITER = "`python -m ivt2.cli.shards`"
+
 _log = logging.getLogger(__name__)
 
 Member = bytes | str | dict[str, Any]
@@ -124,7 +126,7 @@ def verify(folder: str | Path) -> Iterator[ShardCheck]:
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder}: has no {MANIFEST_NAME} to compare with; write the shards with `ivt2 shards`")
+        raise InputError(f"{folder}: has no {MANIFEST_NAME} to compare with; write the shards with {_WRITER}")
     for shard in manifest.shards:
         yield ShardCheck(shard.name, _difference(folder / shard.name, shard))
 
@@ -356,12 +358,12 @@ class ShardSet:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; correct the path or write shards there with `ivt2 shards`")
+            raise InputError(f"{folder}: no such folder; correct the path or write shards there with {_WRITER}")
         manifest = read_manifest(folder)
         found = sorted(path.name for path in folder.glob("*.tar") if not path.name.startswith("."))
         names = found if manifest is None else [shard.name for shard in manifest.shards]
         if not names:
-            raise InputError(f"{folder}: holds no shards (*.tar); write some with `ivt2 shards`")
+            raise InputError(f"{folder}: holds no shards (*.tar); write some with {_WRITER}")
         if unlisted := sorted(set(found) - set(names)):
             raise InputError(f"{folder / unlisted[0]}: is not in {MANIFEST_NAME}; move it to a folder of its own")
         if missing := sorted(set(names) - set(found)):

@@ -13,10 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
+from ivt2.data.progress import progress_bar
 from ivt2.data.shards import Manifest, ShardWriter, read_manifest
 from ivt2.data.synthetic import GENERATOR_VERSION, Scene, Split, make_scenes
 from ivt2.data.synthetic_media import encode_scene
@@ -138,25 +135,11 @@ def _encoded(scenes: Sequence[Scene], image_size: int, num_processes: int) -> It
             pool.shutdown(cancel_futures=True)
 
 
-class _RateColumn(ProgressColumn):
-    """Clips per second so far."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.0f} clips/s")
-
-
 def _tracked(
     scenes: Sequence[Scene], clips: Iterator[bytes], description: str, *, shown: bool
 ) -> Iterator[tuple[Scene, bytes]]:
     """Pairs of scene and clip, with a progress bar."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+    with progress_bar("clips", shown=shown) as bar:
         task = bar.add_task(description, total=len(scenes))
         for scene, clip in zip(scenes, clips, strict=True):
             yield scene, clip

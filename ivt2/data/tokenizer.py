@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -126,10 +127,10 @@ def train_vocabulary(captions: Iterable[str], size: int, file: str | Path) -> No
     Args:
         captions: training text.
         size: number of lines of the file, at least 105.
-        file: where to write; replaced in one step.
+        file: where to write, its folder is made when absent; replaced in one step.
 
     Raises:
-        InputError: if ``size`` leaves no room, or the captions hold no word.
+        InputError: if ``size`` leaves no room, the captions hold no word, or the file cannot be written.
     """
     room = size - len(_RESERVED)
     if room < 1:
@@ -140,9 +141,13 @@ def train_vocabulary(captions: Iterable[str], size: int, file: str | Path) -> No
     tokens = [*_RESERVED, *_learn_pieces(words, room)]
     tokens += [f"[unused{_NUM_UNUSED + index}]" for index in range(size - len(tokens))]
     destination = Path(file)
-    temporary = destination.with_name(destination.name + ".partial")
-    temporary.write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    temporary.replace(destination)
+    temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")  # ranks write at once
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+        temporary.replace(destination)
+    except OSError as error:
+        raise InputError(f"{destination}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def _count_words(captions: Iterable[str]) -> Counter[str]:

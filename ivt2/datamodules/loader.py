@@ -154,10 +154,14 @@ class _Loader(Generic[_Batch]):
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # a generator of its own leaves the global one as it is
         )
+        message = None
         try:
             yield from loader
         except InputError as error:  # a worker's error arrives with the worker's trace in its message
-            raise InputError(str(error).strip().rsplit("InputError: ", 1)[-1]) from None
+            message = str(error).strip().rsplit("InputError: ", 1)[-1]
+            error.__traceback__ = None  # it holds the iterator, whose end stops the workers
+        if message is not None:
+            raise InputError(message)
 
     def _account(self, batch: _Batch) -> None:
         self.ledger.add_seen(len(batch["video"]) + len(batch["skipped"]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -69,7 +70,8 @@ class RetrievalEvaluation:
         result: RetrievalResult = self.metric.compute()
         if top_k == 0:
             return result
-        index, vision_tokens = torch.cat(self._index), torch.cat(self._vision_tokens)
+        index = torch.cat([torch.zeros(0, dtype=torch.int64), *self._index])
+        vision_tokens = _joined(self._vision_tokens)
         owner, own_row = self._owners(index, result.index)
         text_tokens, valid = self._captions(result)
 
@@ -90,13 +92,28 @@ class RetrievalEvaluation:
         claims = all_gather(torch.where(has, rank, world)[None])
         # A clip that a sampler repeated on this rank: any of its copies will do.
         order = index.argsort(stable=True)
-        position = torch.searchsorted(index[order], rows).clamp(max=max(len(index) - 1, 0))
-        return claims.amin(dim=0), order[position] * has
+        own_row = torch.zeros_like(rows)
+        own_row[has] = order[torch.searchsorted(index[order], rows[has])]
+        return claims.amin(dim=0), own_row
 
     def _captions(self, result: RetrievalResult) -> tuple[Tensor, Tensor]:
         """Tokens and validity of all captions of all ranks, in the order of the result."""
-        clip = all_gather(torch.cat(self._clip_of_caption))
-        rows = self.metric.caption_rows(clip, all_gather(torch.cat(self.metric.caption_of_clip)))
-        text_tokens, valid = (all_gather(torch.cat(parts)) for parts in (self._text_tokens, self._valid))
+        clip, position, text_tokens, valid = (
+            all_gather(_joined(parts))
+            for parts in (self._clip_of_caption, self.metric.caption_of_clip, self._text_tokens, self._valid)
+        )
+        rows = self.metric.caption_rows(clip, position)
         assert len(rows) == len(result.clip_of_caption)
         return text_tokens[rows], valid[rows]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Everything that this rank collected; a rank without data takes width and type from the others."""
+    _, world = rank_and_world()
+    if world == 1:
+        return torch.cat(parts)
+    own = (tuple(parts[0].shape[1:]), parts[0].dtype) if parts else None
+    of_ranks: list[tuple[tuple[int, ...], torch.dtype] | None] = [None] * world
+    dist.all_gather_object(of_ranks, own)
+    shape, dtype = next(each for each in of_ranks if each is not None)
+    return torch.cat([torch.zeros(0, *shape, dtype=dtype), *parts])

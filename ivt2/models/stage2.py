@@ -45,7 +45,9 @@ class Stage2Model(nn.Module):
     Source: InternVideo2 (arXiv:2403.15377) section 3.2; reference class InternVideo2_Stage2_visual.
     """
 
-    ENTRY_POINTS = ("encode_video", "encode_text", "embed_video", "embed_text", "match", "predict_tokens")
+    ENTRY_POINTS = (
+        "encode_video", "encode_text", "embed_video", "embed_text", "match", "predict_tokens", "read_temperature",
+    )  # fmt: skip
     """Methods that read parameters: what a sharded engine has to know, since there is no single ``forward``."""
 
     def __init__(
@@ -114,6 +116,10 @@ class Stage2Model(nn.Module):
         """
         fused = self.text_encoder(input_ids, valid, vision_tokens)
         return self.text_encoder.predict_tokens(fused[selected])
+
+    def read_temperature(self) -> Float[Tensor, "1"]:
+        """Temperature for use in a loss: a copy, since a sharded engine frees the parameter between entry points."""
+        return self.temperature.clone()
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

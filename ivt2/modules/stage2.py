@@ -49,6 +49,8 @@ class EncodedBatch(NamedTuple):
     text: EncodedText
     textual: Tensor
     """[B, E], unit length"""
+    temperature: Tensor
+    """[1]"""
 
 
 class Stage2Module(LightningModule):
@@ -147,7 +149,7 @@ class Stage2Module(LightningModule):
         encoded = self.model.encode_video(batch["video"], self.last_masked)
         text = self.model.encode_text(batch["input_ids"], batch["valid"])
         visual, textual = self.model.embed_video(encoded), self.model.embed_text(text)
-        return EncodedBatch(batch, encoded.tokens, visual, text, textual)
+        return EncodedBatch(batch, encoded.tokens, visual, text, textual, self.model.read_temperature())
 
     def _draw_mask(self, batch: VideoTextBatch) -> Tensor | None:
         encoder = self.model.vision_encoder
@@ -166,14 +168,14 @@ class Stage2Module(LightningModule):
             all_gather(feature, reference_gradient_scale=self.reference_gradient_scale)
             for feature in (encoded.visual, encoded.textual)
         )
-        return contrastive_loss(visual, textual, self.model.temperature, all_gather(encoded.batch["sample_id"]))
+        return contrastive_loss(visual, textual, encoded.temperature, all_gather(encoded.batch["sample_id"]))
 
     def _matching(self, encoded: EncodedBatch) -> Tensor:
         """Each pair, and each half of it with the wrong other half, through the fusion layers."""
         negatives = hard_negatives(
             encoded.visual,
             encoded.textual,
-            self.model.temperature,
+            encoded.temperature,
             encoded.batch["sample_id"],
             uniform(encoded.batch["seed"], 2, Stream.NEGATIVES),
             group_size=self.negatives_group,

@@ -66,9 +66,14 @@ def visible_indices(masked: Bool[Tensor, "B N"]) -> Int64[Tensor, "B Nv"]:
     Args:
         masked: True where a patch is hidden; every row hides the same number, and not all.
 
+    Returns:
+        Positions; for an empty batch, whose number of visible patches nobody knows, those of zero patches.
+
     Raises:
         ValueError: if rows hide different numbers of patches, or a row hides all.
     """
+    if not len(masked):
+        return masked.new_zeros(0, 0, dtype=torch.int64)
     counts = set((~masked).sum(dim=1).tolist())
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"each clip of a batch must show the same number of patches and at least one, not {counts}")

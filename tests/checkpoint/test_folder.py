@@ -94,7 +94,7 @@ def test_a_full_disk_is_said_beforehand(tmp_path, monkeypatch):
 
 def test_what_cannot_be_read_back_does_not_replace(tmp_path, monkeypatch):
     save(tmp_path / "last.ckpt", 1)
-    monkeypatch.setattr(folder_module, "names_in", lambda _: {"weight"})
+    monkeypatch.setattr(folder_module, "shapes_in", lambda _: {"weight": (1,)})
     with pytest.raises(OSError, match="read back"):
         save(tmp_path / "last.ckpt", 2)
     assert load_checkpoint(tmp_path / "last.ckpt")["step"] == 1

@@ -104,6 +104,22 @@ def with_edit_list(data: bytes, skipped_s: float) -> bytes:
     return bytes(patched)
 
 
+def giant(codec, container):
+    """A small file whose header states 16000 x 16000 pixels."""
+    if container == "avi":
+        data = encode(codec=codec, container="avi", num_frames=4, pixel_format="yuvj420p", height=80, width=80)
+        old, new = struct.pack(">HH", 80, 80), struct.pack(">HH", 16_000, 16_000)
+        data = data.replace(b"\xff\xc0\x00\x11\x08" + old, b"\xff\xc0\x00\x11\x08" + new)
+        return data.replace(struct.pack("<II", 80, 80), struct.pack("<II", 16_000, 16_000))
+    data = encode(
+        codec=codec, container="matroska", num_frames=2, height=320, width=320, container_options={"write_crc32": "0"}
+    )
+    for mark in (b"\xb0\x82", b"\xba\x82"):
+        assert mark + struct.pack(">H", 320) in data
+        data = data.replace(mark + struct.pack(">H", 320), mark + struct.pack(">H", 16_000))
+    return data
+
+
 def all_frames(data: bytes, container: str | None = None) -> np.ndarray:
     """Every shown frame by plain sequential decoding: the judge."""
     with av.open(BytesIO(data), format=container) as source:

@@ -1,5 +1,4 @@
 import itertools
-import struct
 import subprocess
 import sys
 from io import BytesIO
@@ -14,7 +13,7 @@ from PIL import Image
 from ivt2.data import decode_decord, decode_pyav
 from ivt2.data.decode import DecodeError, Limits, Reason, available_backends, decode_image, decode_video
 from ivt2.errors import InputError
-from tests.data.clips import all_frames, encode, encode_audio, picture, with_edit_list
+from tests.data.clips import all_frames, encode, encode_audio, giant, picture, with_edit_list
 
 # What every installed back end must read alike; decord says itself where it does not find the right frames.
 EVERYWHERE = {
@@ -336,22 +335,6 @@ def test_header_flips_give_frames_or_a_reason():
 
 def test_sound_only():
     assert reason_of(encode_audio("aac", "mp4"), never) == "no_video_stream"
-
-
-def giant(codec, container):
-    """A small file whose header states 16000 x 16000 pixels."""
-    if container == "avi":
-        data = encode(codec=codec, container="avi", num_frames=4, pixel_format="yuvj420p", height=80, width=80)
-        old, new = struct.pack(">HH", 80, 80), struct.pack(">HH", 16_000, 16_000)
-        data = data.replace(b"\xff\xc0\x00\x11\x08" + old, b"\xff\xc0\x00\x11\x08" + new)
-        return data.replace(struct.pack("<II", 80, 80), struct.pack("<II", 16_000, 16_000))
-    data = encode(
-        codec=codec, container="matroska", num_frames=2, height=320, width=320, container_options={"write_crc32": "0"}
-    )
-    for mark in (b"\xb0\x82", b"\xba\x82"):
-        assert mark + struct.pack(">H", 320) in data
-        data = data.replace(mark + struct.pack(">H", 320), mark + struct.pack(">H", 16_000))
-    return data
 
 
 @pytest.mark.parametrize(("codec", "container"), [("ffv1", "matroska"), ("mjpeg", "avi")])

@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_opening_nothing_says_what_to_run(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(InputError, match=f"{folder.name}.*ivt2 shards"):
+        with pytest.raises(InputError, match=rf"{folder.name}.*ivt2\.cli\.shards"):
             ShardSet.open(folder)
 
 

@@ -1,15 +1,18 @@
 """Exact: batches depend on the step alone; every sample is used or accounted for; bad input speaks in one line."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from ivt2.batch import RetrievalBatch, VideoTextBatch
+from ivt2.data.sampling import dense_random, uniform
 from ivt2.data.transforms import Resize
 from ivt2.errors import InputError
 from ivt2.ops.random import derive_seed
-from tests.datamodules.clip_sets import LetterTokenizer, bad_samples, datamodule, video, write_clips
+from tests.data.clips import encode
+from tests.datamodules.clip_sets import LetterTokenizer, bad_samples, datamodule, write_clips
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +158,7 @@ def test_ranks_evaluate_each_clip_once_in_equally_many_steps(sources, world):
 
 
 def test_a_batch_without_any_clip_keeps_its_shapes(tmp_path):
-    bad = dict.fromkeys(range(8), {"mp4": b"", "txt": "x"})
+    bad = {number: {"mp4": b"", "txt": "x"} for number in range(8)}
     module = ready({"web": write_clips(tmp_path, num=8, bad=bad)}, {"web": str(tmp_path)})
     for batch in module.train_dataloader():
         assert batch["video"].shape == (0, 2, 3, 16, 16)
@@ -215,8 +218,6 @@ def test_a_truncated_shard_costs_only_its_own_samples(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_clips_of_unequal_size_are_a_mistake_of_the_configuration(tmp_path, num_workers):
-    from tests.data.clips import encode
-
     large = {"mp4": encode(num_frames=4, height=64, width=64), "txt": "large"}
     folder = write_clips(tmp_path, num=4, bad={1: large})
     module = ready({"web": folder}, train_transforms=[], num_workers=num_workers)
@@ -226,13 +227,13 @@ def test_clips_of_unequal_size_are_a_mistake_of_the_configuration(tmp_path, num_
 
 
 def test_user_mistakes(sources, tmp_path):
-    with pytest.raises(InputError, match="global_batch_size=32.*holds only 9 samples"):
+    with pytest.raises(InputError, match=r"global_batch_size=32.*holds only 9 samples"):
         ready(sources, global_batch_size=32).train_dataloader()
     with pytest.raises(InputError, match="global_batch_size=4: cannot be shared by 3"):
         ready(sources, share=(0, 3)).train_dataloader()
-    with pytest.raises(InputError, match="datamodule.train is empty"):
+    with pytest.raises(InputError, match=r"datamodule\.train is empty"):
         ready({})
-    with pytest.raises(InputError, match=r"holds no shards.*ivt2 shards"):
+    with pytest.raises(InputError, match=r"holds no shards.*ivt2\.cli\.shards"):
         ready({"web": str(tmp_path)})
     with pytest.raises(InputError, match="num_frames=0"):
         datamodule(sources, num_frames=0)
@@ -261,10 +262,6 @@ def test_the_loader_leaves_the_global_generator_alone(sources):
 
 
 def test_any_sampling_rule_can_be_bound(sources):
-    from functools import partial
-
-    from ivt2.data.sampling import dense_random, uniform
-
     module = ready(
         sources,
         sources,
@@ -274,4 +271,3 @@ def test_any_sampling_rule_can_be_bound(sources):
     )
     assert next(iter(module.train_dataloader()))["video"].shape[1] == 2
     assert next(iter(module.val_dataloader()[0]))["video"].shape[1] == 2
-    assert video(6)

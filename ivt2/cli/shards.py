@@ -1,0 +1,64 @@
+"""Pack annotated media into shards: ``python -m ivt2.cli.shards annotations=... media_root=... output=...``."""
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ivt2.cli.door import command
+from ivt2.data.ledger import Ledger
+
+
+class ShardsConfig(Protocol):
+    """Root keys of ``conf/shards.yaml``."""
+
+    source: Literal["jsonl"]
+    """How the annotations are written."""
+    annotations: str
+    """Annotation file, one json object a line."""
+    media_root: str
+    """Folder that the files of the annotations are relative to."""
+    output: str
+    """Folder of the shards."""
+    max_samples: int
+    """Samples of a shard, at most."""
+    max_bytes: int
+    """Bytes of a shard, at most; one sample may be larger."""
+    budget: float | int
+    """Records that may be left out: a ratio in [0, 1] or a count."""
+    overwrite: bool
+    """Replace the shards that the output folder holds."""
+
+
+@command("shards", keys=ShardsConfig)
+def main(cfg: ShardsConfig) -> None:
+    """Write the shards, then say what was written and what was left out."""
+    from rich.console import Console
+
+    from ivt2.data.annotations import count_records, pack, read_annotations
+    from ivt2.data.ledger import table
+    from ivt2.data.progress import progress_bar
+
+    num_records = count_records(cfg.annotations)
+    ledger = Ledger(cfg.budget, num_samples=num_records)
+    with progress_bar("records") as bar:
+        task = bar.add_task("packing", total=num_records)
+        manifest = pack(
+            read_annotations(cfg.annotations, source=cfg.source),
+            cfg.media_root,
+            cfg.output,
+            source=cfg.source,
+            ledger=ledger,
+            max_samples=cfg.max_samples,
+            max_bytes=cfg.max_bytes,
+            overwrite=cfg.overwrite,
+            on_record=lambda _: bar.advance(task),
+        )
+    console = Console()
+    megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
+    line = f"{Path(cfg.output)}: {manifest.samples} samples in {len(manifest.shards)} shards, {megabytes:.1f} MB"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if ledger.skipped:
+        console.print(table(ledger))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+
+from ivt2.cli import shards
+from ivt2.data.annotations import captions_of
+from ivt2.data.shards import ShardSet
+from tests.data.clips import encode
+
+
+@pytest.fixture
+def pack(monkeypatch, tmp_path, capsys):
+    """Run the command in this process; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["shards", *arguments])
+        code = 0
+        try:
+            shards.main()
+        except SystemExit as error:
+            code = error.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def media(tmp_path):
+    """Three clips of which the second is not there, and a line that is no json."""
+    (tmp_path / "media").mkdir()
+    for name in ("a", "c"):
+        (tmp_path / "media" / f"{name}.mp4").write_bytes(encode(num_frames=2, height=32, width=32))
+    lines = [json.dumps({"file": f"{name}.mp4", "caption": f"Clip {name}"}) for name in "abc"]
+    (tmp_path / "clips.jsonl").write_text("\n".join([*lines, "", "{"]) + "\n")
+    return ["source=jsonl", "annotations=clips.jsonl", "media_root=media", "output=out/clips"]
+
+
+def test_it_packs_what_is_there_and_accounts_for_the_rest(pack, media, tmp_path):
+    code, out, err = pack(*media, "budget=2", "max_samples=1")
+    assert code == 0
+    assert "out/clips: 2 samples in 2 shards" in out
+    assert "skipped 2 of 4 samples" in out
+    rows = [line.replace("│", " ").split() for line in out.splitlines()]
+    assert ["jsonl", "file_missing", "1"] in rows
+    assert ["jsonl", "json_invalid", "1"] in rows
+    assert "packing" in err
+    assert "4/4" in err
+    written = ShardSet.open("out/clips")
+    assert [written.key(i) for i in range(len(written))] == ["a", "c"]
+    assert captions_of(written.read(1).members) == ["Clip c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.jsonl", "media", "out"]
+
+
+def test_again_changes_nothing_and_other_content_needs_overwrite(pack, media, tmp_path):
+    assert pack(*media, "budget=2")[0] == 0
+    manifest = (tmp_path / "out" / "clips" / "manifest.json").read_bytes()
+    assert pack(*media, "budget=2")[0] == 0
+    assert (tmp_path / "out" / "clips" / "manifest.json").read_bytes() == manifest
+    code, _, err = pack(*media, "budget=2", "max_samples=1")
+    assert code == 2
+    assert "already holds other shards; choose another folder or set overwrite=true" in err
+    assert (tmp_path / "out" / "clips" / "manifest.json").read_bytes() == manifest
+    assert pack(*media, "budget=2", "max_samples=1", "overwrite=true")[0] == 0
+    assert len(ShardSet.open("out/clips").names) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ("budget=1", "2 of 4 samples cannot be used (1 file_missing, 1 json_invalid), for example jsonl:b.mp4"),
+        ("budget=0.25", "2 of 4 samples cannot be used"),
+        ("budget=2.0", "budget=2.0: give a ratio in [0, 1]"),
+        ("annotations=none.jsonl", "none.jsonl: cannot be read (No such file or directory)"),
+        ("annotations=media", "media: cannot be read (Is a directory)"),
+        ("media_root=none", "none: no such folder; give the folder that the files of the annotations lie in"),
+        ("output=clips.jsonl/out", "clips.jsonl/out: cannot be written (Not a directory); choose another folder"),
+        ("source=csv", "source: expected Literal['jsonl'], got 'csv'"),
+        ("max_samples=0", "max_samples=0, max_bytes=1073741824: both must be at least 1"),
+        ("max_sample=5", "max_sample: no such key; did you mean 'max_samples'?"),
+        ("output=???", "output: has no value; set it with output=..."),
+    ],
+)
+def test_mistakes_are_one_line(pack, media, changed, expected, tmp_path):
+    code, out, err = pack(*media, "budget=2", changed)
+    assert code == 2
+    assert expected in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "out" / "clips" / "manifest.json").exists()

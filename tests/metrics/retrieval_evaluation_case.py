@@ -1,0 +1,50 @@
+"""A small evaluation set with a matching head that a loop can follow; shared by the test and its ranks."""
+
+import torch
+
+from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation
+
+CAPTIONS = (2, 1, 3, 1, 2, 1, 1)
+"""Of each clip."""
+
+
+def evaluation_set():
+    """Features and tokens of all clips and captions; a clip's position in the set is ten times its number."""
+    generator = torch.Generator().manual_seed(5)
+    clip = torch.repeat_interleave(torch.arange(len(CAPTIONS)), torch.tensor(CAPTIONS))
+    visual, textual = (torch.randn(num, 4, generator=generator) for num in (len(CAPTIONS), len(clip)))
+    vision_tokens = torch.randn(len(CAPTIONS), 3, 5, generator=generator)
+    text_tokens = torch.randn(len(clip), 6, 5, generator=generator)
+    valid = torch.arange(6) < torch.randint(1, 7, (len(clip), 1), generator=generator)
+    return clip, visual, textual, vision_tokens, text_tokens, valid
+
+
+def match(text_tokens, valid, vision_tokens):
+    """Logits that depend on all three arguments, and on the order of the tokens."""
+    text = (text_tokens * valid[..., None] * torch.arange(1, 7)[:, None]).sum(dim=1)
+    vision = (vision_tokens * torch.arange(1, 4)[:, None]).sum(dim=1)
+    positive = (text * vision).sum(dim=1)
+    return torch.stack([-positive, positive], dim=1)
+
+
+def collected(batches):
+    """An evaluation that saw batches, each a list of clip numbers."""
+    clip, visual, textual, vision_tokens, text_tokens, valid = evaluation_set()
+    evaluation = RetrievalEvaluation()
+    for numbers in batches:
+        rows = torch.tensor([row for number in numbers for row in (clip == number).nonzero()[:, 0].tolist()])
+        rows, own = rows.long(), torch.tensor(numbers).long()
+        evaluation.update(
+            index=10 * own,
+            visual=visual[own],
+            vision_tokens=vision_tokens[own],
+            clip_of_caption=10 * clip[rows],
+            textual=textual[rows],
+            text_tokens=text_tokens[rows],
+            valid=valid[rows],
+        )
+    return evaluation
+
+
+def computed(batches, top_k, chunk=4):
+    return collected(batches).compute(match, top_k=top_k, device=torch.device("cpu"), chunk=chunk)

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ivt2.errors import InputError
+from ivt2.metrics.retrieval import retrieval_metrics
+from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation
+from tests.metrics.retrieval_evaluation_case import CAPTIONS, computed, evaluation_set, match
+from tests.metrics.retrieval_evaluation_ranks import SHARES
+from tests.ops.launch import run_ranks
+
+ALL = list(range(len(CAPTIONS)))
+
+
+def slow(top_k):
+    """Metrics by cosine, and after every candidate has been scored by itself; in the order of the set."""
+    clip, visual, textual, vision_tokens, text_tokens, valid = evaluation_set()
+    cosine = torch.nn.functional.cosine_similarity(visual[:, None], textual[None], dim=2)
+
+    def reranked(rows):
+        """Rows of queries: candidates by their scores, the others behind them in the order of their cosines."""
+        found = torch.empty_like(rows)
+        for query, row in enumerate(rows):
+            order = row.argsort(descending=True).tolist()
+            for place, other in enumerate(order):
+                pair = (query, other) if rows is cosine else (other, query)
+                score = match(text_tokens[pair[1]][None], valid[pair[1]][None], vision_tokens[pair[0]][None])[0, 1]
+                found[query, other] = score if place < top_k else -1e6 - place
+        return found
+
+    expected = {"raw": retrieval_metrics(cosine, clip)}
+    if top_k:
+        expected["reranked"] = retrieval_metrics(reranked(cosine), clip, scores_t2v=reranked(cosine.T))
+    return expected
+
+
+def assert_equals_slow(metrics, top_k):
+    expected = slow(top_k)
+    assert set(metrics) == {"dual_softmax", *expected}
+    for protocol, values in expected.items():
+        assert metrics[protocol] == pytest.approx(values)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 3, 100])
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_equals_a_loop(top_k, chunk):
+    assert_equals_slow(computed([ALL], top_k, chunk).metrics, top_k)
+
+
+def test_the_loop_can_tell_protocols_apart():
+    """The other tests would show nothing if re-ranking changed nothing."""
+    found = [slow(top_k)["reranked"] for top_k in (2, 100)]
+    assert found[0] != found[1]
+    assert slow(2)["raw"] not in found
+
+
+@pytest.mark.parametrize(
+    "batches", [[[6, 2], [0, 5, 1], [4, 3]], [[0, 1, 2, 3], [4, 5, 6, 0]], [[], ALL], [[0, 1, 1], [2, 3, 4, 5, 6, 6]]]
+)
+def test_order_and_repeated_clips_change_nothing(batches):
+    assert_equals_slow(computed(batches, 2).metrics, 2)
+
+
+def test_without_reranking_the_head_is_not_asked():
+    evaluation = RetrievalEvaluation()
+    clip, visual, textual, vision_tokens, text_tokens, valid = evaluation_set()
+    evaluation.update(
+        index=torch.tensor(ALL), visual=visual, vision_tokens=vision_tokens, clip_of_caption=clip, textual=textual,
+        text_tokens=text_tokens, valid=valid,
+    )  # fmt: skip
+    result = evaluation.compute(lambda *_: pytest.fail("asked"), top_k=0, device=torch.device("cpu"))
+    assert "reranked" not in result.metrics
+    assert result.index.tolist() == ALL
+
+
+def test_nothing_collected_is_said():
+    with pytest.raises(InputError, match="no clip was collected"):
+        RetrievalEvaluation().compute(match, top_k=2, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What each of two ranks found."""
+    return run_ranks(Path(__file__).with_name("retrieval_evaluation_ranks.py"), tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("top_k", [2, 9])
+@pytest.mark.parametrize("shares", SHARES)
+def test_ranks_together_find_what_one_process_finds(two_ranks, shares, top_k):
+    for found in two_ranks:
+        assert_equals_slow(found[f"{shares}/{top_k}"], top_k)
