@@ -96,7 +96,8 @@ def _unset_reference(error: InterpolationKeyError, options: Options) -> str:
 
 def _missing_value(error: MissingMandatoryValue | InterpolationToMissingValueError, options: Options) -> str:
     found = re.search(r"Missing mandatory value: (\S+)", str(error))
-    name = found[1] if found else str(error.full_key)
+    by_reference = isinstance(error, InterpolationToMissingValueError) and found is not None
+    name = found[1] if found and by_reference else str(error.full_key)
     needs = f"{error.full_key}: needs {name}, which has no value" if name != error.full_key else f"{name}: has no value"
     return f"{needs}; set it with {name}={'|'.join(options(name)) or '...'}"
 

@@ -75,7 +75,7 @@ def _newest(folder: Path, *, trains: bool) -> str | None:
     if next(folder.glob("*.ckpt"), None) is not None:
         return "last"  # of a strategy that writes sharded folders of its own, which Lightning finds
     if not trains:
-        raise InputError(f"ckpt_path=last: {folder} holds no checkpoint; give the paths.run_dir of a run that saved one")
+        raise InputError(f"ckpt_path=last: {folder} holds no checkpoint; give the paths.run_dir of a run that has one")
     return None
 
 

@@ -30,7 +30,10 @@ def open_tokenizer(
     if vocab_file is not None:
         return WordPieceTokenizer(vocab_file, max_length=max_length)
     if not train_on:
-        raise InputError("no vocabulary: name one as vocab_file=<file>, or shards to train one on as train_on.<name>")
+        raise InputError(
+            "datamodule.train names no shards: add them as +datamodule.train.<name>=<folder>; "
+            "without training data name a vocabulary as datamodule.tokenizer.vocab_file=<file>"
+        )
     shards = [ShardSet.open(path) for path in train_on.values()]
     content = hashlib.sha256("".join(sorted(each.manifest_hash for each in shards)).encode()).hexdigest()
     file = Path(folder) / f"wordpiece-{size}-{content[:16]}.txt"

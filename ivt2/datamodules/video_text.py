@@ -1,6 +1,7 @@
 """Clips with captions: training batches over several sources, evaluation batches with every caption."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -55,7 +56,7 @@ class VideoTextDataModule(pl.LightningDataModule):
         num_frames: frames of a clip.
         train_transforms: augmentations of training clips.
         eval_transforms: transforms of evaluation clips.
-        train_sampling: chooses training frames, called as ``(length, num_frames, generator=...)``.
+        train_sampling: chooses training frames, called as ``(length, num_frames)``, with ``generator`` if it takes one.
         eval_sampling: chooses evaluation frames, called as ``(length, num_frames)``.
         global_batch_size: training clips of a step, over all ranks.
         eval_batch_size: evaluation clips of a step, of each rank.
@@ -158,7 +159,8 @@ class VideoTextDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Return the training loader, standing where training stands."""
         shards = {name: self._shards[folder] for name, folder in self.folders["train"].items()}
-        choose = partial(_choose_randomly, self.train_sampling, self.num_frames)
+        rule = _choose_randomly if "generator" in inspect.signature(self.train_sampling).parameters else _choose
+        choose = partial(rule, self.train_sampling, self.num_frames)
         readers = {name: self._reader(source, choose, self.train_transforms) for name, source in shards.items()}
         rank, world = self._rank_and_world()
         steps_per_iteration, repeat = self._iteration(plan := self._plan(list(shards.values())))

@@ -11,7 +11,7 @@ from ivt2.metrics.retrieval import RetrievalMetric, RetrievalResult, rerank
 from ivt2.ops.distributed import all_gather, rank_and_world
 
 Match = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits [P, 2] of (no match, match), given text tokens [P, L, D], their validity [P, L] and vision tokens [P, N, D_v]."""
+"""Logits [P, 2] of (no match, match) of text tokens [P, L, D], their validity [P, L] and vision tokens [P, N, D_v]."""
 
 
 class RetrievalEvaluation:
@@ -86,7 +86,7 @@ class RetrievalEvaluation:
 
     @staticmethod
     def _owners(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """For each clip of the result, the first rank that has it, and where it stands on this rank (0 if elsewhere)."""
+        """For each clip of the result, the first rank that has it, and its place on this rank (0 if elsewhere)."""
         rank, world = rank_and_world()
         has = torch.isin(rows, index)
         claims = all_gather(torch.where(has, rank, world)[None])

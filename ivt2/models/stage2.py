@@ -97,7 +97,8 @@ class Stage2Model(nn.Module):
             vision_tokens: the visual tokens of the clips of the P pairs.
         """
         fused = self.text_encoder.fuse(text.tokens, text.valid, vision_tokens)
-        return self.matching_head(fused[:, 0])
+        logits: Tensor = self.matching_head(fused[:, 0])
+        return logits
 
     def predict_tokens(
         self,

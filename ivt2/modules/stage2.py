@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,12 +22,12 @@ from ivt2.losses.contrastive import contrastive_loss
 from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
 from ivt2.losses.matching import hard_negatives, matching_loss, matching_pairs
 from ivt2.metrics.retrieval import RetrievalResult
-from ivt2.models.stage2 import EncodedText, Stage2Model
 from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation
-from ivt2.ops.sharding import shard
+from ivt2.models.stage2 import EncodedText, Stage2Model
 from ivt2.ops.distributed import all_gather, global_mean
 from ivt2.ops.masking import check_mask_ratio, random_masking, tube_masking
 from ivt2.ops.random import uniform
+from ivt2.ops.sharding import shard
 from ivt2.optim.parameter_groups import parameter_groups
 
 
@@ -235,7 +236,7 @@ class Stage2Module(LightningModule):
     validation_step = test_step = evaluation_step
     on_validation_epoch_end = on_test_epoch_end = on_evaluation_end
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Decay matrices only; step the schedule with the optimizer."""
         groups = parameter_groups(self.model.named_parameters(), no_weight_decay=self.model.no_weight_decay())
         optimizer = self.optimizer(groups)

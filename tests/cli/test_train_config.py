@@ -42,7 +42,7 @@ def test_last_is_the_newest_checkpoint_that_verifies(tmp_path):
 
 def test_last_where_nothing_was_saved(tmp_path):
     assert checkpoint("last", tmp_path, trains=True) is None
-    with pytest.raises(InputError, match="holds no checkpoint; give the paths.run_dir"):
+    with pytest.raises(InputError, match=r"holds no checkpoint; give the paths\.run_dir"):
         checkpoint("last", tmp_path, trains=False)
 
 
@@ -56,7 +56,7 @@ def test_weights_of_another_architecture_are_named_before_they_are_loaded(tmp_pa
     check_architecture(torch.nn.Linear(2, 3), path)
     check_architecture(torch.nn.Linear(2, 4), None)
     check_architecture(torch.nn.Linear(2, 4), str(tmp_path))
-    with pytest.raises(InputError, match=r"0 missing; 0 unexpected; 2 of another shape \(weight \[3, 2\] here \[4, 2\]"):
+    with pytest.raises(InputError, match=r"0 missing; 0 unexpected; 2 of another shape \(weight \[3, 2\] here \[4,"):
         check_architecture(torch.nn.Linear(2, 4), path)
     with pytest.raises(InputError, match=r"1 missing \(0\.weight\); 2 unexpected \(bias, weight\)"):
         check_architecture(torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False)), path)

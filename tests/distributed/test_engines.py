@@ -21,7 +21,7 @@ ENGINES = {
 # The test set has an odd number of clips, so the ranks' shares differ.
 SIZES = [
     "trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false", "+module.negatives_group=8", "optimizer.lr=1e-4", "datamodule.num_train=64",
+    "trainer.enable_progress_bar=false", "module.negatives_group=8", "optimizer.lr=1e-4", "datamodule.num_train=64",
     "datamodule.num_val=2", "datamodule.num_test=13", "datamodule.global_batch_size=16", "datamodule.eval_batch_size=4",
     "datamodule.num_workers=2", "trainer.limit_val_batches=0", "after_fit=current",
 ]  # fmt: skip
@@ -37,9 +37,7 @@ def train(folder, data, *overrides):
         f"paths.data_dir={data}", f"paths.run_dir={folder}", *overrides,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     with (folder / "csv" / "metrics.csv").open() as file:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
@@ -58,17 +56,35 @@ def numbers(found):
     return [float(value) for values in found.values() for value in values]
 
 
+class Runs:
+    """Runs an engine once, and keeps what it logged."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.logged = {}
+
+    def __call__(self, name):
+        if name not in self.logged:
+            saving = self._saving() if name == "fsdp2" else []
+            self.logged[name] = train(self.folder / name, self.folder / "data", *ENGINES[name], *saving)
+        return self.logged[name]
+
+    def _saving(self):
+        """Keep a checkpoint after half of the steps."""
+        settings = {
+            "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "dirpath": self.folder / "checkpoints",
+            "filename": "'{step}'",
+            "auto_insert_metric_name": "false",
+            "every_n_train_steps": STEPS // 2,
+            "save_top_k": -1,
+        }
+        return [f"+callbacks.checkpoint.{key}={value}" for key, value in settings.items()]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run an engine once, and keep what it logged."""
-    folder, found = tmp_path_factory.mktemp("engines"), {}
-
-    def logged(name):
-        if name not in found:
-            found[name] = train(folder / name, folder / "data", *ENGINES[name])
-        return found[name]
-
-    return logged
+    return Runs(tmp_path_factory.mktemp("engines"))
 
 
 @pytest.mark.slow
@@ -96,3 +112,17 @@ def test_two_processes_find_what_one_finds(run, engine):
     expected = scores(run("one"))
     assert {name.split("/")[-2] for name in expected} == {"synthetic", "dual_softmax", "reranked"}
     assert scores(run(engine)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(600)
+def test_sharded_checkpoints_go_on_as_if_nothing_had_happened(run, tmp_path):
+    """From the checkpoint of two processes after half of the steps."""
+    whole = losses(run("fsdp2"))
+    checkpoint = run.folder / "checkpoints" / f"{STEPS // 2}.ckpt"
+    assert list(checkpoint.glob("*.distcp"))
+    resumed = train(
+        tmp_path / "resumed", run.folder / "data", *ENGINES["fsdp2"], "run=[fit]", f"ckpt_path={checkpoint}"
+    )
+    assert losses(resumed) == {name: values[STEPS // 2 :] for name, values in whole.items()}

@@ -25,20 +25,33 @@ TEXT = {
     "encoder_width": 16, "dropout": 0.0, "attention_dropout": 0.0,
 }  # fmt: skip
 
-GOLDEN_KEYS = """\
-vision_encoder.cls_token vision_encoder.pos_embed
-vision_encoder.patch_embed.proj.weight vision_encoder.patch_embed.proj.bias
-text_encoder.embedding.word.weight text_encoder.embedding.position.weight text_encoder.embedding.token_type.weight
-text_encoder.embedding.norm.weight text_encoder.embedding.norm.bias
-text_encoder.masked_lm_head.bias text_encoder.masked_lm_head.dense.weight text_encoder.masked_lm_head.dense.bias
-text_encoder.masked_lm_head.norm.weight text_encoder.masked_lm_head.norm.bias
-vision_proj.weight vision_proj.bias text_proj.weight text_proj.bias matching_head.weight matching_head.bias
-temperature
-""".split()
+GOLDEN_KEYS = [
+    "vision_encoder.cls_token",
+    "vision_encoder.pos_embed",
+    "vision_encoder.patch_embed.proj.weight",
+    "vision_encoder.patch_embed.proj.bias",
+    "text_encoder.embedding.word.weight",
+    "text_encoder.embedding.position.weight",
+    "text_encoder.embedding.token_type.weight",
+    "text_encoder.embedding.norm.weight",
+    "text_encoder.embedding.norm.bias",
+    "text_encoder.masked_lm_head.bias",
+    "text_encoder.masked_lm_head.dense.weight",
+    "text_encoder.masked_lm_head.dense.bias",
+    "text_encoder.masked_lm_head.norm.weight",
+    "text_encoder.masked_lm_head.norm.bias",
+    "vision_proj.weight",
+    "vision_proj.bias",
+    "text_proj.weight",
+    "text_proj.bias",
+    "matching_head.weight",
+    "matching_head.bias",
+    "temperature",
+]
 """All keys but those of the blocks and of the pooling."""
 
 GOLDEN_COUNTS = {
-    "vision_encoder.blocks": 2 * 12,
+    "vision_encoder.blocks": 2 * 13,
     "vision_encoder.clip_projector": 14,
     "text_encoder.layers": 16 + 26,
 }

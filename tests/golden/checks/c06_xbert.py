@@ -10,67 +10,20 @@ from torch import Tensor
 
 from ivt2.losses.masked_lm import MaskDraws, mask_tokens, masked_lm_loss
 from ivt2.models.bert import Bert, FusionLayer, fusion_attention
+from tests.golden.bert import build_bert, rename_bert, untie
 from tests.golden.case import Case
 
-RENAMED = (
-    (r"^bert\.", ""),
-    (r"^embeddings\.(word|position|token_type)_embeddings", r"embedding.\1"),
-    (r"^embeddings\.LayerNorm", "embedding.norm"),
-    (r"^encoder\.layer\.", "layers."),
-    (r"crossattention\.", "cross_attention."),
-    (r"\.attention\.", ".self_attention."),
-    (r"attention\.self\.", "attention."),
-    (r"attention\.output\.dense", "attention.output"),
-    (r"attention\.output\.LayerNorm", "attention.norm"),
-    (r"(\d)\.intermediate\.dense", r"\1.feed_forward.fc1"),
-    (r"(\d)\.output\.dense", r"\1.feed_forward.fc2"),
-    (r"(\d)\.output\.LayerNorm", r"\1.feed_forward.norm"),
-    (r"^cls\.predictions\.transform\.LayerNorm", "masked_lm_head.norm"),
-    (r"^cls\.predictions\.transform\.dense", "masked_lm_head.dense"),
-    (r"^cls\.predictions\.bias", "masked_lm_head.bias"),
-    (r"^pooler\.dense", "pooler"),
-)
-TIED = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-
-
-def rename(name: str) -> str:
-    for pattern, ours in RENAMED:
-        name = re.sub(pattern, ours, name)
-    return name
-
-
 def load(case: Case, model: str) -> Bert:
-    reference = case.state(model)
-    for copy, original in TIED.items():
-        if copy in reference:
-            assert torch.equal(reference.pop(copy), reference[original]), f"{copy} is not tied to {original}"
-    # Positions 0, 1, 2, ...: not a weight.
-    state = {rename(name): value for name, value in reference.items() if not name.endswith("position_ids")}
-    layers = {int(name.split(".")[1]) for name in state if name.startswith("layers.")}
-    fusion = {int(name.split(".")[1]) for name in state if ".cross_attention." in name}
-    config = case.config
-    bert = Bert(
-        vocab_size=config["vocab_size"],
-        embed_dim=config["hidden_size"],
-        depth=len(layers),
-        num_heads=config["num_attention_heads"],
-        mlp_dim=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
-        fusion_layer=min(fusion, default=len(layers)),
-        encoder_width=config["encoder_width"],
-        layer_norm_eps=config["layer_norm_eps"],
-        dropout=config["hidden_dropout_prob"],
-        attention_dropout=config["attention_probs_dropout_prob"],
-        type_vocab_size=config["type_vocab_size"],
-        pad_id=config["pad_token_id"],
+    state = {rename_bert(name): value for name, value in untie(case.state(model)).items()}
+    fusion = any(".cross_attention." in name for name in state)
+    bert = build_bert(
+        case.config,
+        fusion_layer=None if fusion else case.config["fusion_layer"],
         pooler="pooler.weight" in state,
         masked_lm="masked_lm_head.bias" in state,
     )
     bert.load_state_dict(state)
-    return bert.eval()
+    return bert
 
 
 def special_ids(case: Case) -> dict[str, int]:
@@ -129,8 +82,8 @@ def check(case: Case) -> None:
     close("mlm_loss", total / count)
     (total / count).backward()
     parameters = dict(bert.named_parameters())
-    gradients = [parameters[rename(name)].grad for name in case.json["param_order"]]
-    assert {rename(name) for name in case.json["param_order"]} == set(parameters)
+    gradients = [parameters[rename_bert(name)].grad for name in case.json["param_order"]]
+    assert {rename_bert(name) for name in case.json["param_order"]} == set(parameters)
     norms = torch.stack([torch.zeros(()) if grad is None else grad.norm() for grad in gradients])
     close("mlm_gradnorms", norms, atol=1e-6, rtol=2e-4)
 
