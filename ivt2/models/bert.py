@@ -4,6 +4,7 @@ Layers below ``fusion_layer`` read text alone; the others have a cross-attention
 Letters are those of :mod:`ivt2.batch`; E is the width of the visual tokens.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from ivt2.ops.attention import Backend, attention, attention_weights
 HIDDEN_TEXT_BIAS = -10000.0
 """Added to attention scores of padding. Source: BERT; cross-attention uses the least number of the dtype instead."""
 
-INITIAL_STD = 0.02
+INIT_STD = 0.02
 """Standard deviation of new weights. Source: BERT (arXiv:1810.04805), released code."""
 
 
@@ -234,6 +235,7 @@ class Bert(nn.Module):
         pooler: add BERT's pooler, see :meth:`pool`.
         masked_lm: add the head of masked language modelling, see :meth:`predict_tokens`.
         attention: back end of :func:`ivt2.ops.attention.attention`.
+        init_std: standard deviation of weights at the start; BERT's 0.02 is too small for a narrow model.
         checkpointing: recompute layers in the backward pass of training instead of keeping their activations.
 
     Raises:
@@ -261,6 +263,7 @@ class Bert(nn.Module):
         pooler: bool = False,
         masked_lm: bool = True,
         attention: Backend = "auto",
+        init_std: float = INIT_STD,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -312,7 +315,7 @@ class Bert(nn.Module):
             if masked_lm
             else None
         )
-        self.apply(_initialize)
+        self.apply(partial(_initialize, std=init_std))
 
     def encode_text(
         self,
@@ -421,10 +424,10 @@ def fusion_attention(
     return maps
 
 
-def _initialize(module: nn.Module) -> None:
-    """Linear and embedding weights from N(0, 0.02), biases and the padding vector zero."""
+def _initialize(module: nn.Module, *, std: float) -> None:
+    """Linear and embedding weights from N(0, std), biases and the padding vector zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INITIAL_STD)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:

@@ -5,6 +5,7 @@ A token stands for ``tubelet_size`` frames of one patch; the CLS token is first,
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -62,6 +63,8 @@ class InternVideo2(nn.Module):
         pooled_dim: Width of the pooled vector.
         attention: Back end, see ``ivt2.ops.attention.attention``.
         checkpoint_blocks: Number of first blocks whose activations are recomputed in the backward pass.
+        init_std: Standard deviation of the linear weights at the start; the reference's 0.02 is too small for a narrow
+            model, whose blocks then say almost nothing for hundreds of steps.
         mean: Mean of each channel of the pixels in [0, 1].
         std: Standard deviation of each channel.
 
@@ -95,6 +98,7 @@ class InternVideo2(nn.Module):
         pooled_dim: int = 768,
         attention: Backend = "auto",
         checkpoint_blocks: int = 0,
+        init_std: float = 0.02,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -110,6 +114,7 @@ class InternVideo2(nn.Module):
         self.embed_dim, self.pooled_dim, self.depth = embed_dim, pooled_dim, depth
         self.position, self.separate_image_position = position, separate_image_position
         self.checkpoint_blocks = checkpoint_blocks
+        self.init_std = init_std
         self.mean, self.std = tuple(mean), tuple(std)
 
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -147,7 +152,7 @@ class InternVideo2(nn.Module):
         Position tables hold sines and cosines (CLS 0); the patch projection starts as torch starts convolutions; the
         last layers of the two branches of block i (from 1) are divided by sqrt(2 i).
         """
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=self.init_std))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for number, block in enumerate(self.blocks, start=1):
             for name in ("attn.proj.weight", "mlp.fc2.weight"):

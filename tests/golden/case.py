@@ -60,5 +60,9 @@ class Case:
         if actual.shape != expected.shape:
             raise AssertionError(f"{self.name}/{name}: shape {tuple(actual.shape)}, recorded {tuple(expected.shape)}")
         torch.testing.assert_close(
-            actual.detach().to(expected.dtype), expected, atol=atol, rtol=rtol, msg=lambda text: f"{self.name}/{name}: {text}"
+            actual.detach().to(expected.dtype),
+            expected,
+            atol=atol,
+            rtol=rtol,
+            msg=lambda text: f"{self.name}/{name}: {text}",
         )

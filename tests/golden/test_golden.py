@@ -1,6 +1,7 @@
 """Every recorded case in ``IVT2_GOLDEN_DIR`` against this package.
 
-A case is checked by ``checks/<case>.py`` (``check(case)``); one without such a file is reported as *unknown*, not passed.
+A case is checked by ``checks/<case>.py`` (``check(case)``); one without such a file is reported as *unknown*,
+not as passed.
 """
 
 import importlib.util

@@ -13,6 +13,7 @@ from ivt2.models.bert import Bert, FusionLayer, fusion_attention
 from tests.golden.bert import build_bert, rename_bert, untie
 from tests.golden.case import Case
 
+
 def load(case: Case, model: str) -> Bert:
     state = {rename_bert(name): value for name, value in untie(case.state(model)).items()}
     fusion = any(".cross_attention." in name for name in state)

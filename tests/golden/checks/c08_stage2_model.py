@@ -130,7 +130,12 @@ def encode(case: Case, model: Stage2Model) -> dict[str, Tensor]:
     videos = model.encode_video(inputs["videos"])
     images = model.encode_video(inputs["images"])
     textual, visual = model.embed_text(text), model.embed_video(videos)
-    results = {"txt_feat": textual, "enc_text_embeds": text.tokens, "enc_text_pooled": text.pooled, "vid_feat_all": visual}
+    results = {
+        "txt_feat": textual,
+        "enc_text_embeds": text.tokens,
+        "enc_text_pooled": text.pooled,
+        "vid_feat_all": visual,
+    }
     for kind, encoded in (("video", videos), ("image", images)):
         num = len(outputs[f"enc_{kind}_embeds"])
         results |= {
@@ -176,14 +181,21 @@ def compare_metrics(case: Case, key: str, scores: dict[str, tuple[Tensor, Tensor
             continue
         ours = retrieval_metrics(v2t, targets, scores_t2v=t2v)
         for metric, value in case.json[key][f"x_{name}"].items():
-            assert abs(ours[metric] - value) < 0.006, f"{case.name}/{key}/{name}/{metric}: {ours[metric]}, recorded {value}"
+            assert abs(ours[metric] - value) < 0.006, (
+                f"{case.name}/{key}/{name}/{metric}: {ours[metric]}, recorded {value}"
+            )
 
 
 def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str, Tensor]:
     """One training step with the recorded random choices: mask, negatives, masked words."""
-    model, outputs = recorded.model, {
-        name.removeprefix(f"train_{kind}_"): value for name, value in case.outputs.items() if name.startswith(f"train_{kind}_")
-    }
+    model, outputs = (
+        recorded.model,
+        {
+            name.removeprefix(f"train_{kind}_"): value
+            for name, value in case.outputs.items()
+            if name.startswith(f"train_{kind}_")
+        },
+    )
     recorded.zero_grad()
     assert not outputs["mask"][:, 0].any(), "the CLS token is never hidden"
     masked = outputs["mask"][:, 1:]
@@ -197,7 +209,9 @@ def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str,
     aligned = recorded.decoders(encoded.intermediates, encoded.pooled, image=kind == "image", masked=masked)
     with torch.no_grad():
         similarity = visual @ textual.T / model.temperature
-    negatives = Negatives(outputs["vision_neg"][:, 0], outputs["text_neg"][:, 0], torch.ones(len(video), dtype=torch.bool))
+    negatives = Negatives(
+        outputs["vision_neg"][:, 0], outputs["text_neg"][:, 0], torch.ones(len(video), dtype=torch.bool)
+    )
     pairs = matching_pairs(negatives)
     logits = model.match(EncodedText(text.tokens[pairs.text], valid[pairs.text]), encoded.tokens[pairs.vision])
     matched, num_pairs = matching_loss(logits, pairs.label)
