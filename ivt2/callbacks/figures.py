@@ -64,6 +64,8 @@ class Figures(Callback):
         step = trainer.global_step
         if not trainer.is_global_zero or masked is None or step == self._drawn_step or (step - 1) % self.every_n_steps:
             return
+        if len(masked) == 0:  # all samples of the batch were skipped
+            return
         self._drawn_step = step
         try:
             figure = draw_masked_clip(batch["video"][0].cpu().numpy(), masked[0].cpu().numpy())

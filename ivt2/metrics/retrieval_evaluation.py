@@ -23,9 +23,7 @@ class RetrievalEvaluation:
 
     def __init__(self) -> None:
         self.metric = RetrievalMetric()
-        self._index: list[Tensor] = []
         self._vision_tokens: list[Tensor] = []
-        self._clip_of_caption: list[Tensor] = []
         self._text_tokens: list[Tensor] = []
         self._valid: list[Tensor] = []
 
@@ -52,9 +50,7 @@ class RetrievalEvaluation:
             valid: True where a text token is real.
         """
         self.metric.update(visual, index, textual, clip_of_caption)
-        self._index.append(index.cpu())
         self._vision_tokens.append(vision_tokens.detach().cpu())
-        self._clip_of_caption.append(clip_of_caption.cpu())
         self._text_tokens.append(text_tokens.detach().cpu())
         self._valid.append(valid.cpu())
 
@@ -70,7 +66,7 @@ class RetrievalEvaluation:
         result: RetrievalResult = self.metric.compute()
         if top_k == 0:
             return result
-        index = torch.cat([torch.zeros(0, dtype=torch.int64), *self._index])
+        index = torch.cat([torch.zeros(0, dtype=torch.int64), *self.metric.index])
         vision_tokens = _joined(self._vision_tokens)
         owner, own_row = self._owners(index, result.index)
         text_tokens, valid = self._captions(result)
@@ -100,7 +96,7 @@ class RetrievalEvaluation:
         """Tokens and validity of all captions of all ranks, in the order of the result."""
         clip, position, text_tokens, valid = (
             all_gather(_joined(parts))
-            for parts in (self._clip_of_caption, self.metric.caption_of_clip, self._text_tokens, self._valid)
+            for parts in (self.metric.clip_of_caption, self.metric.caption_of_clip, self._text_tokens, self._valid)
         )
         rows = self.metric.caption_rows(clip, position)
         assert len(rows) == len(result.clip_of_caption)

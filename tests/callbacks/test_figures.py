@@ -38,6 +38,19 @@ def test_queries_are_spread_over_the_set():
     assert all(len(clips) == 5 and clips[0] == caption for caption, clips in queries)
 
 
+def test_a_batch_whose_samples_were_all_skipped_gives_no_picture(tmp_path):
+    class Standing:
+        is_global_zero, global_step = True, 1
+
+    class Masked:
+        last_masked = torch.zeros(0, 8, dtype=torch.bool)
+
+    figures = Figures(tmp_path, every_n_steps=1)
+    empty = {"video": torch.zeros(0, 2, 3, 8, 8, dtype=torch.uint8)}
+    figures.on_train_batch_end(Standing(), Masked(), None, empty, 0)
+    assert not list(tmp_path.rglob("*.png"))
+
+
 class Clips(pl.LightningDataModule):
     def _batches(self):
         for index in (0, 1):

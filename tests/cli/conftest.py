@@ -1,8 +1,9 @@
-import logging
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import run_main
 
 PROBE = Path(__file__).parent / "probe"
 
@@ -14,17 +15,9 @@ def probe(monkeypatch, tmp_path, capsys):
     import probe as module
 
     monkeypatch.chdir(tmp_path)
-    handlers = logging.getLogger().handlers[:]
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(PROBE / "probe.py"), *arguments])
-        code = 0
-        try:
-            module.main()
-        except SystemExit as error:
-            code = error.code or 0
-        finally:
-            logging.getLogger().handlers[:] = handlers
+        code = run_main(module.main, [str(PROBE / "probe.py"), *arguments], monkeypatch)
         return code, *capsys.readouterr()
 
     yield run

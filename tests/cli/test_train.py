@@ -1,13 +1,14 @@
 """train.py itself, with the real trainer, callback and logger files, on a line fitted to a line."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import run_main
 
 TINY = Path(__file__).parent / "tiny"
 PROGRAM = [str(TINY / "train_line.py"), "--config-dir", str(TINY / "conf"), "experiment=line"]
@@ -27,17 +28,8 @@ def train(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     import train as program
 
-    handlers = logging.getLogger().handlers[:]
-
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [*PROGRAM, "logger=none", "paths.run_dir=run", *arguments])
-        code = 0
-        try:
-            program.main()
-        except SystemExit as error:
-            code = error.code or 0
-        finally:
-            logging.getLogger().handlers[:] = handlers
+        code = run_main(program.main, [*PROGRAM, "logger=none", "paths.run_dir=run", *arguments], monkeypatch)
         return code, capsys.readouterr().err
 
     return run

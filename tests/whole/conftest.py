@@ -1,8 +1,8 @@
-import logging
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import run_main
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,17 +15,8 @@ def program(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     import train
 
-    handlers = logging.getLogger().handlers[:]
-
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
-        code = 0
-        try:
-            train.main()
-        except SystemExit as error:
-            code = error.code or 0
-        finally:
-            logging.getLogger().handlers[:] = handlers
+        code = run_main(train.main, [str(ROOT / "train.py"), *arguments], monkeypatch)
         return code, *capsys.readouterr()
 
     return run
