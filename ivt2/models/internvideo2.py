@@ -252,6 +252,33 @@ class InternVideo2(nn.Module):
         return out
 
 
+def taps_from_end(depth: int, num_taps: int, interval: float = 1.0) -> list[int]:
+    """Blocks to tap, counted from the last one backwards: ``depth - 1 - int(i * interval)``.
+
+    Args:
+        depth: Blocks of the encoder.
+        num_taps: Tapped blocks.
+        interval: Step from one tapped block to the next, at least 1; 3.34 of 40 blocks gives 39, 36, 33, 29, 26, 23
+            (the six tapped first).
+
+    Returns:
+        Positions in increasing depth, the order in which the encoder returns their streams.
+
+    Raises:
+        InputError: if the interval is below 1 or the encoder has too few blocks.
+
+    Source: reference single_modality, ``clip_return_layer`` with ``clip_student_return_interval`` and its kin.
+    """
+    if interval < 1 or num_taps < 1:
+        raise InputError(f"num_taps={num_taps} with interval={interval} is not possible: both are at least 1")
+    taps = [depth - 1 - int(step * interval) for step in range(num_taps)]
+    if taps[-1] < 0:
+        raise InputError(
+            f"{num_taps} taps with interval={interval} do not fit into {depth} blocks: take fewer or a smaller interval"
+        )
+    return taps[::-1]
+
+
 def _check_multiple(name: str, value: int, of_name: str, of_value: int) -> None:
     if value < 1 or value % of_value:
         raise InputError(f"{name}={value} is not a multiple of {of_name}={of_value}: choose one that is")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ivt2.errors import InputError
-from ivt2.models.internvideo2 import IMAGENET_MEAN, IMAGENET_STD, InternVideo2
+from ivt2.models.internvideo2 import IMAGENET_MEAN, IMAGENET_STD, InternVideo2, taps_from_end
 from ivt2.nn.drop_path import DropPath
 from ivt2.ops.masking import random_masking
 from ivt2.ops.position import average_frames, sincos_1d, sincos_2d, sincos_3d
@@ -328,6 +328,28 @@ def test_uint8_of_a_bfloat16_model_is_normalised_in_float32():
     model.patch_embed.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
     model(torch.zeros(1, 4, 3, 8, 8, dtype=torch.uint8))
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("depth", "num_taps", "interval", "taps"),
+    [
+        (40, 6, 3.34, [23, 26, 29, 33, 36, 39]),
+        (48, 6, 4.0, [27, 31, 35, 39, 43, 47]),
+        (12, 6, 1.0, [6, 7, 8, 9, 10, 11]),
+        (6, 6, 1.0, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_taps_are_counted_from_the_end(depth, num_taps, interval, taps):
+    assert taps_from_end(depth, num_taps, interval) == taps
+
+
+@pytest.mark.parametrize(
+    ("depth", "num_taps", "interval", "message"),
+    [(5, 6, 1.0, "6 taps"), (40, 6, 0.5, "interval=0.5"), (40, 0, 1.0, "num_taps=0")],
+)
+def test_taps_that_do_not_fit_are_refused(depth, num_taps, interval, message):
+    with pytest.raises(InputError, match=message):
+        taps_from_end(depth, num_taps, interval)
 
 
 COMPILE = """
