@@ -1,0 +1,1 @@
+"""How the keys of published checkpoints become ours: one versioned map for each layout."""

@@ -1,0 +1,81 @@
+import copy
+
+import pytest
+import torch
+
+from ivt2.checkpoint import save_checkpoint
+from ivt2.checkpoint.trained import load_trained
+from ivt2.errors import InputError
+from ivt2.models.bert import Bert
+from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.stage2 import Stage2Model
+
+VISION = {
+    "image_size": 8, "patch_size": 4, "num_frames": 2, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0,
+    "pool_num_heads": 2, "pooled_dim": 8,
+}  # fmt: skip
+TEXT = {
+    "vocab_size": 20, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_positions": 8, "fusion_layer": 1,
+    "encoder_width": 16,
+}  # fmt: skip
+CONFIG = {
+    "module": {
+        "_target_": "ivt2.modules.stage2.Stage2Module",
+        "model": {
+            "_target_": "ivt2.models.stage2.Stage2Model",
+            "vision_encoder": {"_target_": "ivt2.models.internvideo2.InternVideo2", **VISION},
+            "text_encoder": {"_target_": "ivt2.models.bert.Bert", **TEXT},
+            "contrastive_dim": 4,
+        },
+    }
+}
+
+
+@pytest.fixture
+def network():
+    return Stage2Model(InternVideo2(**VISION), Bert(**TEXT), contrastive_dim=4)
+
+
+def save(folder, network, config):
+    state = {"state_dict": {f"model.{name}": value for name, value in network.state_dict().items()}}
+    save_checkpoint(folder, state, config=config, metadata={})
+    return folder
+
+
+def test_the_network_of_a_run_comes_back(tmp_path, network):
+    loaded = load_trained(save(tmp_path / "last.ckpt", network, CONFIG))
+    assert type(loaded) is Stage2Model
+    assert loaded.vision_encoder.num_frames == 2
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.update(_target_="os.system"), "'os.system', not a network"),
+        (lambda model: model["vision_encoder"].update(_target_="ivt2.data.shards.ShardWriter"), "not a network"),
+        (lambda model: model["vision_encoder"].update(mean=[{"_target_": "os.system"}]), "must be a number, a word"),
+        (lambda model: model["vision_encoder"].update(mean={"_target_": "os.system"}), "'os.system', not a network"),
+        (lambda model: model.update(colour="red"), "has no argument 'colour'"),
+        (lambda model: model.update(contrastive_dim=5), "of another shape"),
+    ],
+)
+def test_what_a_configuration_may_not_say(tmp_path, network, change, message):
+    config = copy.deepcopy(CONFIG)
+    change(config["module"]["model"])
+    with pytest.raises(InputError, match=message):
+        load_trained(save(tmp_path / "last.ckpt", network, config))
+
+
+def test_a_checkpoint_without_configuration(tmp_path, network):
+    with pytest.raises(InputError, match=r"config\.json: missing"):
+        load_trained(save(tmp_path / "last.ckpt", network, None))
+
+
+def test_a_damaged_configuration(tmp_path, network):
+    folder = save(tmp_path / "last.ckpt", network, CONFIG)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"contrastive_dim": 4', '"contrastive_dim": 5'))
+    with pytest.raises(InputError, match=r"config\.json: damaged"):
+        load_trained(folder)
