@@ -1,0 +1,102 @@
+"""The published networks at their published sizes, with random weights.
+
+All work under ``torch.device("meta")``, which allocates nothing. What belongs to training alone (stochastic depth,
+recomputed activations) is left at its default: the experiments state it.
+Source of the sizes: arXiv:2403.15377, table 1 and appendix; reference single_modality and multi_modality.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ivt2.models.bert import Bert
+from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.stage2 import Stage2Model
+
+Size = Literal["s14", "b14", "l14", "1b", "6b"]
+
+PATCH_SIZE = 14
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """Widths of a video encoder."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+SIZES: dict[Size, EncoderSize] = {
+    "s14": EncoderSize(embed_dim=384, depth=12, num_heads=6),
+    "b14": EncoderSize(embed_dim=768, depth=12, num_heads=12),
+    "l14": EncoderSize(embed_dim=1024, depth=24, num_heads=16),
+    "1b": EncoderSize(embed_dim=1408, depth=40, num_heads=16, mlp_ratio=48 / 11),
+    "6b": EncoderSize(embed_dim=3200, depth=48, num_heads=25),
+}
+
+
+def video_encoder(
+    size: Size,
+    *,
+    num_frames: int,
+    image_size: int = 224,
+    separate_image_position: bool = False,
+    position: Literal["joint", "separable"] = "joint",
+    layer_scale_fp32: bool = True,
+) -> InternVideo2:
+    """The video encoder alone; arguments as in :class:`InternVideo2`."""
+    widths = SIZES[size]
+    return InternVideo2(
+        image_size=image_size,
+        patch_size=PATCH_SIZE,
+        num_frames=num_frames,
+        embed_dim=widths.embed_dim,
+        depth=widths.depth,
+        num_heads=widths.num_heads,
+        mlp_ratio=widths.mlp_ratio,
+        separate_image_position=separate_image_position,
+        position=position,
+        layer_scale_fp32=layer_scale_fp32,
+    )
+
+
+def bert_large(
+    *, fusion_layer: int = 19, encoder_width: int = 1408, pooler: bool = False, masked_lm: bool = True
+) -> Bert:
+    """BERT-large, uncased: 19 layers that read text and 5 that also look at tokens of width ``encoder_width``.
+
+    Args:
+        fusion_layer: First layer with cross-attention; 24 is BERT as published.
+        encoder_width: Width of the tokens that the fusion layers look at.
+        pooler: Add BERT's pooler.
+        masked_lm: Add the head of masked language modelling.
+    """
+    return Bert(
+        vocab_size=30522,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        mlp_dim=4096,
+        max_positions=512,
+        fusion_layer=fusion_layer,
+        encoder_width=encoder_width,
+        pooler=pooler,
+        masked_lm=masked_lm,
+    )
+
+
+def stage2_visual(
+    size: Literal["1b", "6b"] = "1b", *, num_frames: int = 4, image_size: int = 224, masked_lm: bool = True
+) -> Stage2Model:
+    """The visual stage-2 model, of which the 1B was released.
+
+    Args:
+        size: Size of the video encoder.
+        num_frames: Frames of a clip.
+        image_size: Side of a frame in pixels.
+        masked_lm: Whether the text encoder has the head of masked language modelling.
+    """
+    encoder = video_encoder(size, num_frames=num_frames, image_size=image_size, separate_image_position=True)
+    text = bert_large(encoder_width=encoder.embed_dim, masked_lm=masked_lm)
+    return Stage2Model(encoder, text, contrastive_dim=512)
