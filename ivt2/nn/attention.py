@@ -39,10 +39,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Attend from every token to every token."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (split_heads(each, self.num_heads) for each in (self.q_norm(q), self.k_norm(k), v))
-        out: Tensor = self.proj(merge_heads(attention(q, k, v, backend=self.backend)))
+        q, k, v = (split_heads(each, self.num_heads) for each in self._project(x))
+        out: Tensor = self.proj(self._attend(q, k, v))
         return out
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values with all heads side by side."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Outputs of the heads, side by side again."""
+        return merge_heads(attention(q, k, v, backend=self.backend))
 
 
 class CrossAttention(nn.Module):

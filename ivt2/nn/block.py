@@ -1,4 +1,6 @@
-"""The transformer block of the vision encoder."""
+"""The transformer block of the vision encoders."""
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -56,6 +58,8 @@ class Block(nn.Module):
         drop_path: Probability in [0, 1) of dropping each of the branches of a sample.
         gelu: See ``Mlp``.
         attention: See ``ivt2.ops.attention.attention``.
+        norm: Makes the two norms, given the width.
+        attn: Kind of self-attention.
     """
 
     def __init__(
@@ -71,13 +75,15 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         gelu: Gelu = "tanh",
         attention: Backend = "auto",
+        norm: Callable[[int], nn.Module] = RMSNorm,
+        attn: type[SelfAttention] = SelfAttention,
     ) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(dim)
-        self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, backend=attention)
+        self.norm1 = norm(dim)
+        self.attn = attn(dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, backend=attention)
         self.ls1 = _layer_scale(dim, layer_scale_init, fp32=layer_scale_fp32)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = RMSNorm(dim)
+        self.norm2 = norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu=gelu)
         self.ls2 = _layer_scale(dim, layer_scale_init, fp32=layer_scale_fp32)
         self.drop_path2 = DropPath(drop_path)
