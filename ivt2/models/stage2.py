@@ -1,10 +1,10 @@
 """Stage 2: a video encoder and a text encoder with fusion layers, aligned by contrast and by matching.
 
-Letters are those of :mod:`ivt2.batch`; E is the width of the shared space, P counts scored pairs of caption and clip, V
-visual tokens with the CLS token, S words to predict.
+Letters are those of :mod:`ivt2.batch`; E is the width of the shared space, F that of the tokens that are fused with
+text, P counts scored pairs of caption and clip, V visual tokens with the CLS token, S words to predict.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ivt2.errors import InputError
 from ivt2.models.bert import Bert
 from ivt2.models.internvideo2 import Encoded, InternVideo2
+from ivt2.nn.aligning import Aligned, AligningDecoders
 
 VideoInput = Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]
 
@@ -38,15 +40,23 @@ class Stage2Model(nn.Module):
 
     Args:
         vision_encoder: the video encoder; its pooled feature is projected for contrast, its tokens feed the fusion.
-        text_encoder: BERT with fusion layers; its ``encoder_width`` must equal the width of the vision encoder.
+        text_encoder: BERT with fusion layers; its ``encoder_width`` is the width F of the tokens that it fuses.
         contrastive_dim: width E of the space that both projections map into.
         temperature: initial divisor of the cosine similarities, learned and kept within ``TEMPERATURE_RANGE``.
+        fusion_dim: width F that visual tokens are brought to before the fusion, by a linear map and a LayerNorm; None
+            leaves them as the vision encoder gives them.
+        clip_decoders: decoders towards a teacher of unmasked features (UTA); released files contain them.
 
-    Source: InternVideo2 (arXiv:2403.15377) section 3.2; reference class InternVideo2_Stage2_visual.
+    Raises:
+        InputError: if the text encoder fuses tokens of another width.
+
+    Source: InternVideo2 (arXiv:2403.15377) section 3.2; reference classes InternVideo2_Stage2_visual and, for
+        ``fusion_dim``, InternVideo2_Stage2_audiovisual without audio.
     """
 
-    ENTRY_POINTS = (
-        "encode_video", "encode_text", "embed_video", "embed_text", "match", "predict_tokens", "read_temperature",
+    ENTRY_POINTS: tuple[str, ...] = (
+        "encode_video", "encode_text", "embed_video", "embed_text", "match", "predict_tokens", "align",
+        "read_temperature",
     )  # fmt: skip
     """Methods that read parameters: what a sharded engine has to know, since there is no single ``forward``."""
 
@@ -57,8 +67,16 @@ class Stage2Model(nn.Module):
         *,
         contrastive_dim: int = 512,
         temperature: float = 0.07,
+        fusion_dim: int | None = None,
+        clip_decoders: AligningDecoders | None = None,
     ) -> None:
         super().__init__()
+        fused_width = vision_encoder.embed_dim if fusion_dim is None else fusion_dim
+        if text_encoder.encoder_width != fused_width:
+            raise InputError(
+                f"text_encoder.encoder_width={text_encoder.encoder_width} but visual tokens are {fused_width} wide: "
+                "make them equal"
+            )
         self.vision_encoder = vision_encoder
         self.text_encoder = text_encoder
         self.vision_proj = nn.Linear(vision_encoder.pooled_dim, contrastive_dim)
@@ -66,16 +84,48 @@ class Stage2Model(nn.Module):
         self.matching_head = nn.Linear(text_encoder.embed_dim, 2)
         # One element rather than none: a sharded parameter needs a dimension to be cut along.
         self.temperature = nn.Parameter(torch.full((1,), temperature))
+        self.vision_token_proj = None if fusion_dim is None else token_projection(vision_encoder.embed_dim, fusion_dim)
+        self.clip_decoders = clip_decoders
 
-    def encode_video(self, video: VideoInput, masked: Bool[Tensor, "B N"] | None = None) -> Encoded:
-        """Tokens and pooled feature of clips; hidden tokens are left out.
+    def encode_video(
+        self, video: VideoInput, masked: Bool[Tensor, "B N"] | None = None, taps: Sequence[int] = ()
+    ) -> Encoded:
+        """Tokens as the fusion takes them, and pooled feature, of clips; hidden tokens are left out.
 
         Args:
             video: pixels, uint8 or already normalised.
             masked: True where a visual token is hidden; the same number in every clip.
+            taps: blocks whose residual stream is returned for :meth:`align`, as in the vision encoder.
         """
-        encoded: Encoded = self.vision_encoder(video, masked)
-        return encoded
+        encoded: Encoded = self.vision_encoder(video, masked, taps)
+        if self.vision_token_proj is None:
+            return encoded
+        return encoded._replace(tokens=self.vision_token_proj(encoded.tokens))
+
+    def encode_segments(self, video: VideoInput, num_segments: int) -> Encoded:
+        """Encode long clips as ``num_segments`` interleaved ones, and average what comes out.
+
+        Segment s has frames s, s + num_segments, s + 2 num_segments and so on: each one spans the whole clip.
+
+        Args:
+            video: clips of ``num_segments`` times as many frames as the vision encoder takes.
+            num_segments: number of segments, at least 1.
+
+        Raises:
+            InputError: if the frames cannot be shared out evenly.
+
+        Source: reference multi_modality, ``num_test_segments``.
+        """
+        if num_segments < 1 or video.shape[1] % num_segments:
+            raise InputError(
+                f"{video.shape[1]} frames do not make {num_segments} segments: sample a multiple of the segments"
+            )
+        segments = video.unflatten(1, (-1, num_segments)).transpose(1, 2).flatten(0, 1)
+        encoded = self.encode_video(segments)
+        tokens, pooled = (
+            each.unflatten(0, (-1, num_segments)).mean(dim=1) for each in (encoded.tokens, encoded.pooled)
+        )
+        return Encoded(tokens, pooled, tokens.new_empty(0, *tokens.shape))
 
     def encode_text(self, input_ids: Int64[Tensor, "M L"], valid: Bool[Tensor, "M L"]) -> EncodedText:
         """Token states of captions below the fusion layers."""
@@ -89,22 +139,25 @@ class Stage2Model(nn.Module):
         """Unit-length feature of captions in the shared space."""
         return F.normalize(self.text_proj(text.pooled), dim=-1)
 
-    def match(self, text: EncodedText, vision_tokens: Float[Tensor, "P V D_v"]) -> Float[Tensor, "P 2"]:
+    def match(self, text: EncodedText, vision_tokens: Float[Tensor, "P V F"]) -> Float[Tensor, "P 2"]:
         """Logits of (no match, match) for pairs of captions and clips.
 
         Args:
             text: the captions of the P pairs.
             vision_tokens: the visual tokens of the clips of the P pairs.
         """
-        fused = self.text_encoder.fuse(text.tokens, text.valid, vision_tokens)
-        logits: Tensor = self.matching_head(fused[:, 0])
+        return self._match(self.matching_head, text, vision_tokens)
+
+    def _match(self, head: nn.Module, text: EncodedText, tokens: Tensor) -> Tensor:
+        fused = self.text_encoder.fuse(text.tokens, text.valid, tokens)
+        logits: Tensor = head(fused[:, 0])
         return logits
 
     def predict_tokens(
         self,
         input_ids: Int64[Tensor, "B L"],
         valid: Bool[Tensor, "B L"],
-        vision_tokens: Float[Tensor, "B V D_v"],
+        vision_tokens: Float[Tensor, "B V F"],
         selected: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "S vocabulary"]:
         """Logits over the vocabulary at the selected words of corrupted captions that look at their clips.
@@ -118,6 +171,22 @@ class Stage2Model(nn.Module):
         fused = self.text_encoder(input_ids, valid, vision_tokens)
         return self.text_encoder.predict_tokens(fused[selected])
 
+    def align(self, encoded: Encoded, masked: Bool[Tensor, "B N"] | None = None, *, image: bool = False) -> Aligned:
+        """Features in the teacher's space.
+
+        Args:
+            encoded: result of :meth:`encode_video`, with as many taps as there are decoders.
+            masked: the mask that :meth:`encode_video` got.
+            image: whether the clips have a single frame.
+
+        Raises:
+            RuntimeError: if the model was built without ``clip_decoders``.
+        """
+        if self.clip_decoders is None:
+            raise RuntimeError("align needs a Stage2Model built with clip_decoders")
+        aligned: Aligned = self.clip_decoders(encoded.intermediates, encoded.pooled, image=image, masked=masked)
+        return aligned
+
     def read_temperature(self) -> Float[Tensor, "1"]:
         """Temperature for use in a loss: a copy, since a sharded engine frees the parameter between entry points."""
         return self.temperature.clone()
@@ -129,9 +198,17 @@ class Stage2Model(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay leaves alone, beside biases and vectors."""
-        return {"temperature"} | {f"vision_encoder.{name}" for name in self.vision_encoder.no_weight_decay()}
+        names = {"temperature"} | {f"vision_encoder.{name}" for name in self.vision_encoder.no_weight_decay()}
+        if self.clip_decoders is not None:
+            names |= {f"clip_decoders.{name}" for name in self.clip_decoders.no_weight_decay()}
+        return names
 
     def sharding_units(self) -> Iterator[nn.Module]:
         """Blocks that a sharded engine gathers one at a time."""
         yield from self.vision_encoder.blocks
         yield from self.text_encoder.layers
+
+
+def token_projection(width: int, fusion_dim: int) -> nn.Sequential:
+    """What brings an encoder's tokens to the width of the fusion: a linear map and a LayerNorm."""
+    return nn.Sequential(nn.Linear(width, fusion_dim), nn.LayerNorm(fusion_dim, eps=1e-5))
