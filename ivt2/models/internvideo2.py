@@ -21,10 +21,8 @@ from ivt2.nn.patch_embed import PatchEmbed
 from ivt2.nn.pooling import AttentionPool
 from ivt2.ops.attention import Backend
 from ivt2.ops.masking import gather_tokens, visible_indices
+from ivt2.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels
 from ivt2.ops.position import average_frames, join_separable, sincos_1d, sincos_2d, sincos_3d
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Encoded(NamedTuple):
@@ -57,7 +55,7 @@ class InternVideo2(nn.Module):
         drop_path: Stochastic depth of the last block; rises linearly from 0 in the first.
         position: One learned table for all of space and time, or one each for space, time and CLS.
         separate_image_position: Whether images have a table of their own; otherwise they get the clips' table averaged
-            over the frames.
+            over the frames, or of separable tables those for space and CLS alone.
         gelu: ``tanh`` as the released weights, ``erf`` as the reference without fused kernels.
         pool_num_heads: Heads of the pooling.
         pooled_dim: Width of the pooled vector.
@@ -223,11 +221,7 @@ class InternVideo2(nn.Module):
                 f"clips have {num_frames} frames, the encoder takes {self.num_frames}{images}: sample "
                 f"{self.num_frames} frames, or build it with num_frames={num_frames} and resize its position table"
             )
-        if video.dtype != torch.uint8:
-            return video
-        # Numbers, not buffers: these would be rounded in a bf16 model and lost on the way from meta.
-        channels = zip(video.unbind(dim=2), self.mean, self.std, strict=True)
-        return torch.stack([(channel.float() / 255 - mean) / std for channel, mean, std in channels], dim=2)
+        return normalize_pixels(video, self.mean, self.std)
 
     def _check_taps(self, taps: Sequence[int], num_blocks: int) -> None:
         if not 0 < num_blocks <= self.depth:
@@ -237,13 +231,14 @@ class InternVideo2(nn.Module):
 
     def _positions(self, num_frames: int) -> Tensor:
         """Table of 1 + N rows for clips of so many frames."""
-        if num_frames == 1 and self.separate_image_position:
+        image = num_frames == 1
+        if image and self.separate_image_position:
             return self.img_pos_embed
         if self.position == "joint":
-            table: Tensor = self.pos_embed
-        else:
-            table = join_separable(self.pos_embed_cls, self.pos_embed_spatial, self.pos_embed_temporal)
-        return average_frames(table, self.grid_frames) if num_frames == 1 else table
+            return average_frames(self.pos_embed, self.grid_frames) if image else self.pos_embed
+        if image and self.grid_frames > 1:
+            return torch.cat([self.pos_embed_cls, self.pos_embed_spatial], dim=1)
+        return join_separable(self.pos_embed_cls, self.pos_embed_spatial, self.pos_embed_temporal)
 
     @staticmethod
     def _run(block: nn.Module, tokens: Tensor, *, recompute: bool) -> Tensor:
