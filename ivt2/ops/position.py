@@ -93,12 +93,12 @@ def _angles(dim: int, num_positions: int) -> Tensor:
 
 
 def join_separable(
-    cls: Float[Tensor, "1 1 D"], spatial: Float[Tensor, "1 patches D"], temporal: Float[Tensor, "1 T D"]
+    cls: Float[Tensor, "1 prefix D"], spatial: Float[Tensor, "1 patches D"], temporal: Float[Tensor, "1 T D"]
 ) -> Float[Tensor, "1 rows D"]:
-    """Joint table of 1 + T * patches rows: each patch gets the sum of its place's and its frame's row.
+    """Joint table of prefix + T * patches rows: each patch gets the sum of its place's and its frame's row.
 
     Args:
-        cls: Row of the CLS token.
+        cls: Row of the CLS token, or no row.
         spatial: One row for each patch of a frame.
         temporal: One row for each frame.
     """
@@ -106,17 +106,20 @@ def join_separable(
     return torch.cat([cls, patches.flatten(1, 2)], dim=1)
 
 
-def average_frames(table: Float[Tensor, "1 rows D"], num_frames: int) -> Float[Tensor, "1 image_rows D"]:
-    """Table for images from that for clips: mean over the frames, the CLS row as it is.
+def average_frames(
+    table: Float[Tensor, "1 rows D"], num_frames: int, *, num_prefix: int = 1
+) -> Float[Tensor, "1 image_rows D"]:
+    """Table for images from that for clips: mean over the frames, the leading rows as they are.
 
     Args:
-        table: Joint table with a CLS row.
+        table: Joint table.
         num_frames: Temporal positions in it.
+        num_prefix: Leading rows, such as the CLS row.
 
     Source: reference multi_modality, image mode without separate image table.
     """
-    cls, patches = table[:, :1], table[:, 1:]
-    return torch.cat([cls, torch.unflatten(patches, 1, (num_frames, -1)).mean(dim=1)], dim=1)
+    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
+    return torch.cat([prefix, torch.unflatten(patches, 1, (num_frames, -1)).mean(dim=1)], dim=1)
 
 
 def resize_position_table(

@@ -2,7 +2,12 @@
 
 from torch import Tensor
 
-from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.internvideo2 import InternVideo2, taps_from_end
+from ivt2.models.stage1 import Stage1Student
+from ivt2.nn.aligning import AligningDecoders
+
+CLIP_DECODERS = ("clip_decoder.", "final_clip_decoder.", "clip_pos_embed", "clip_img_pos_embed")
+MAE_DECODERS = ("mae_decoder.", "mae_pos_embed")
 
 
 def build_encoder(config: dict) -> InternVideo2:
@@ -27,6 +32,85 @@ def build_encoder(config: dict) -> InternVideo2:
         pool_num_heads=config.get("attn_pool_num_heads", 16),
         pooled_dim=config.get("clip_embed_dim", 768),
     ).eval()
+
+
+def build_clip_decoders(config: dict, encoder: InternVideo2) -> AligningDecoders:
+    """The branch that a reference configuration aligns with a teacher of tokens and of a pooled vector."""
+    return AligningDecoders(
+        embed_dim=encoder.embed_dim,
+        pooled_dim=encoder.pooled_dim,
+        num_layers=config["clip_return_layer"],
+        teacher_dim=config["clip_teacher_embed_dim"],
+        final_dim=config["clip_teacher_final_dim"],
+        num_frames=encoder.grid_frames,
+        grid_size=encoder.grid_size,
+        decoder="mlp" if config.get("clip_student_decoder") == "MLP_Decoder" else "linear",
+        position=encoder.position,
+        separate_image_position=encoder.separate_image_position,
+        normalize=config.get("clip_norm_type", "l2") == "l2",
+    ).eval()
+
+
+def build_mae_decoders(config: dict, encoder: InternVideo2) -> AligningDecoders:
+    """The branch that a reference configuration aligns with VideoMAE."""
+    return AligningDecoders(
+        embed_dim=encoder.embed_dim,
+        pooled_dim=encoder.pooled_dim,
+        num_layers=config["mae_return_layer"],
+        teacher_dim=config["mae_teacher_embed_dim"],
+        final_dim=0,
+        num_frames=encoder.grid_frames,
+        grid_size=encoder.grid_size,
+        decoder="mlp",
+        cls_token=False,
+        position=encoder.position,
+        normalize=config.get("mae_norm_type", "l2") == "l2",
+    ).eval()
+
+
+def build_student(config: dict) -> Stage1Student:
+    """The student of pre-training, or of distillation where the configuration has no second teacher."""
+    encoder = build_encoder(config)
+    mae = "mae_return_layer" in config
+    return Stage1Student(
+        encoder,
+        build_clip_decoders(config, encoder),
+        build_mae_decoders(config, encoder) if mae else None,
+        clip_taps=clip_taps(config),
+        mae_taps=mae_taps(config) if mae else (),
+    ).eval()
+
+
+def clip_taps(config: dict) -> list[int]:
+    """Blocks whose streams the first branch decodes; the reference collects them in increasing depth."""
+    if config.get("clip_student_return_index"):
+        return sorted(config["clip_student_return_index"])
+    interval = float(config.get("clip_student_return_interval", 1))
+    return taps_from_end(config["depth"], config["clip_return_layer"], interval)
+
+
+def mae_taps(config: dict) -> list[int]:
+    """Blocks whose streams the second branch decodes."""
+    interval = float(config.get("mae_student_return_interval", 1))
+    return taps_from_end(config["depth"], config["mae_return_layer"], interval)
+
+
+def rename_aligning(name: str) -> str:
+    """Our name, inside ``AligningDecoders``, of a reference parameter of either branch."""
+    name = name.removeprefix("clip_").removeprefix("mae_")
+    if name.startswith(("decoder.", "final_clip_decoder.")):
+        name = name.replace("final_clip_decoder.", "final.", 1).replace("decoder.", "decoders.", 1)
+        name = name.replace(".head.0.", ".head.fc1.").replace(".head.2.", ".head.fc2.")
+    return name
+
+
+def rename_student(name: str) -> str:
+    """Our name, inside ``Stage1Student``, of a reference parameter."""
+    if name.startswith(CLIP_DECODERS):
+        return f"clip_decoders.{rename_aligning(name)}"
+    if name.startswith(MAE_DECODERS):
+        return f"mae_decoders.{rename_aligning(name)}"
+    return f"encoder.{rename(name)}"
 
 
 def rename(name: str) -> str:

@@ -23,14 +23,12 @@ def test_layers_are_decoded_by_their_own_decoder_after_the_positions():
     intermediates, pooled = torch.randn(2, 4, 13, 16), torch.randn(4, 6)
     aligned = decoders(intermediates, pooled)
     for layer in range(2):
-        decoder = decoders.clip_decoder[layer]
+        decoder = decoders.decoders[layer]
         raw = functional.layer_norm(
-            decoder.head(intermediates[layer] + decoders.clip_pos_embed), (10,), *_affine(decoder), 1e-5
+            decoder.head(intermediates[layer] + decoders.pos_embed), (10,), *_affine(decoder), 1e-5
         )
         torch.testing.assert_close(aligned.middle[layer], raw / raw.norm(dim=-1, keepdim=True))
-    raw = functional.layer_norm(
-        decoders.final_clip_decoder.head(pooled), (5,), *_affine(decoders.final_clip_decoder), 1e-5
-    )
+    raw = functional.layer_norm(decoders.final.head(pooled), (5,), *_affine(decoders.final), 1e-5)
     torch.testing.assert_close(aligned.final, raw / raw.norm(dim=-1, keepdim=True))
 
 
@@ -52,16 +50,16 @@ def test_without_normalisation_lengths_vary():
 def test_final_dim_zero_passes_the_pooled_vector():
     decoders, pooled = make(final_dim=0), torch.randn(4, 6)
     assert decoders(torch.randn(2, 4, 13, 16), pooled).final is pooled
-    assert not [name for name in decoders.state_dict() if name.startswith("final")]
+    assert not [name for name in decoders.state_dict() if name.startswith("final.")]
 
 
 @pytest.mark.parametrize("separate", [True, False])
 def test_images_get_their_table_or_the_mean_over_frames(separate):
     decoders = make(separate_image_position=separate)
-    table = decoders.clip_img_pos_embed if separate else average_frames(decoders.clip_pos_embed, 3)
+    table = decoders.img_pos_embed if separate else average_frames(decoders.pos_embed, 3)
     zeros = torch.zeros(2, 4, 5, 16)
     aligned = decoders(zeros, torch.randn(4, 6), image=True)
-    torch.testing.assert_close(aligned.middle[1], decoders.clip_decoder[1](zeros[1] + table))
+    torch.testing.assert_close(aligned.middle[1], decoders.decoders[1](zeros[1] + table))
 
 
 def test_masked_positions_are_those_of_the_visible_tokens():
@@ -90,7 +88,7 @@ def test_start_and_parameters_without_weight_decay():
         grid_size=2,
         separate_image_position=True,
     )
-    torch.testing.assert_close(decoders.clip_pos_embed[0], sincos_3d(16, 3, 2))
-    torch.testing.assert_close(decoders.clip_img_pos_embed[0], sincos_3d(16, 1, 2))
-    assert decoders.clip_decoder[0].head.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert decoders.no_weight_decay() == {"clip_pos_embed", "clip_img_pos_embed"}
+    torch.testing.assert_close(decoders.pos_embed[0], sincos_3d(16, 3, 2))
+    torch.testing.assert_close(decoders.img_pos_embed[0], sincos_3d(16, 1, 2))
+    assert decoders.decoders[0].head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert decoders.no_weight_decay() == {"pos_embed", "img_pos_embed"}

@@ -8,16 +8,21 @@ from torch import Tensor
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.nn.aligning import AligningDecoders
 from tests.golden.case import Case
-from tests.golden.internvideo2 import build_encoder, split_state
-
-DECODER_PARAMETERS = ("clip_decoder.", "final_clip_decoder.", "clip_pos_embed", "clip_img_pos_embed")
+from tests.golden.internvideo2 import (
+    CLIP_DECODERS,
+    build_clip_decoders,
+    build_encoder,
+    clip_taps,
+    rename_aligning,
+    split_state,
+)
 
 
 def check(case: Case) -> None:
     outputs = dict.fromkeys(case.outputs)
     for name, config in case.config.items():
         encoder, decoders = _build(case, name, config)
-        taps = _taps(config)
+        taps = clip_taps(config)
         if "return_index" in case.json:
             assert sorted(case.json["return_index"]) == taps
         for output in list(outputs):
@@ -45,25 +50,10 @@ def _result(case: Case, key: str, encoder: InternVideo2, decoders: AligningDecod
     return results[what]
 
 
-def _taps(config: dict) -> list[int]:
-    interval = config.get("clip_student_return_interval", 1)
-    return sorted(config["depth"] - 1 - int(step * interval) for step in range(config["clip_return_layer"]))
-
-
 def _build(case: Case, name: str, config: dict) -> tuple[InternVideo2, AligningDecoders]:
     encoder = build_encoder(config)
-    decoders = AligningDecoders(
-        embed_dim=encoder.embed_dim,
-        pooled_dim=encoder.pooled_dim,
-        num_layers=config["clip_return_layer"],
-        teacher_dim=config["clip_teacher_embed_dim"],
-        final_dim=config["clip_teacher_final_dim"],
-        num_frames=encoder.grid_frames,
-        grid_size=encoder.grid_size,
-        separate_image_position=config.get("sep_image_video_pos_embed", False),
-        normalize=config.get("clip_norm_type", "l2") == "l2",
-    ).eval()
-    encoder_state, decoder_state = split_state(case.state(name), *DECODER_PARAMETERS)
+    decoders = build_clip_decoders(config, encoder)
+    encoder_state, decoder_state = split_state(case.state(name), *CLIP_DECODERS)
     encoder.load_state_dict(encoder_state)
-    decoders.load_state_dict(decoder_state)
+    decoders.load_state_dict({rename_aligning(key): value for key, value in decoder_state.items()})
     return encoder, decoders

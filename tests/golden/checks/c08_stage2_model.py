@@ -21,7 +21,7 @@ from ivt2.nn.patch_embed import PatchEmbed
 from ivt2.nn.pooling import AttentionPool
 from tests.golden.bert import build_bert, rename_bert, untie
 from tests.golden.case import Case
-from tests.golden.internvideo2 import build_encoder, rename
+from tests.golden.internvideo2 import build_encoder, rename, rename_aligning
 
 ALIGNING = ("clip_decoder.", "final_clip_decoder.", "clip_pos_embed", "clip_img_pos_embed")
 RERANK_ALL = 128
@@ -96,7 +96,7 @@ def locate(name: str) -> str:
         return rename(name).replace("clip_teacher.", "teacher.", 1)
     local = name.removeprefix("vision_encoder.")
     if local != name and local.startswith(ALIGNING):
-        return f"decoders.{local}"
+        return f"decoders.{rename_aligning(local)}"
     if name.startswith("text_encoder."):
         return f"model.text_encoder.{rename_bert(name.removeprefix('text_encoder.'))}"
     renamed = {"temp": "temperature", "itm_head.weight": "matching_head.weight", "itm_head.bias": "matching_head.bias"}
