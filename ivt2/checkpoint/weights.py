@@ -1,14 +1,13 @@
 """Strict loading of weights into a network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
+from ivt2.checkpoint.difference import describe_difference
 from ivt2.checkpoint.folder import read_shapes, read_weights
 from ivt2.errors import InputError
-
-_NUM_SHOWN = 3
 
 
 def load_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
@@ -53,14 +52,6 @@ def _compare(module: nn.Module, path: Path, stored: Mapping[str, tuple[int, ...]
     ]
     if missing or unexpected or mismatched:
         raise InputError(
-            f"{path}: checkpoint of another architecture: {_shorten('missing', missing)}; "
-            f"{_shorten('unexpected', unexpected)}; {_shorten('of another shape', mismatched)}; "
+            f"{path}: checkpoint of another architecture: {describe_difference(missing, unexpected, mismatched)}; "
             "use the configuration that it was trained with"
         )
-
-
-def _shorten(title: str, names: Sequence[str]) -> str:
-    if not names:
-        return f"0 {title}"
-    more = f", and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else ""
-    return f"{len(names)} {title} ({', '.join(names[:_NUM_SHOWN])}{more})"
