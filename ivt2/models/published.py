@@ -2,19 +2,25 @@
 
 All work under ``torch.device("meta")``, which allocates nothing. What belongs to training alone (stochastic depth,
 recomputed activations) is left at its default: the experiments state it.
-Source of the sizes: arXiv:2403.15377, table 1 and appendix; reference single_modality and multi_modality.
+Source of the sizes: model definitions and configurations of the reference, single_modality and multi_modality.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from ivt2.models.bert import Bert
-from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.internvideo2 import InternVideo2, taps_from_end
+from ivt2.models.stage1 import Stage1Student
 from ivt2.models.stage2 import Stage2Model
+from ivt2.nn.aligning import AligningDecoders, DecoderKind
 
 Size = Literal["s14", "b14", "l14", "1b", "6b"]
 
 PATCH_SIZE = 14
+CLIP_LAYERS = 6
+"""Last blocks of a student that are aligned with a teacher of tokens and of a pooled vector."""
+MAE_LAYERS = 4
+"""Last blocks that are aligned with VideoMAE."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,67 @@ def video_encoder(
     )
 
 
+def stage1_student(size: Literal["1b", "6b"], *, num_frames: int = 8, image_size: int = 224) -> Stage1Student:
+    """The student of masked pre-training, with linear decoders towards InternVL and perceptrons towards VideoMAEv2-g.
+
+    Args:
+        size: Size of the student.
+        num_frames: Frames of a clip; VideoMAE sees twice as many.
+        image_size: Side of a frame in pixels.
+    """
+    encoder = video_encoder(size, num_frames=num_frames, image_size=image_size)
+    mae_decoders = AligningDecoders(
+        embed_dim=encoder.embed_dim,
+        pooled_dim=encoder.pooled_dim,
+        num_layers=MAE_LAYERS,
+        teacher_dim=1408,
+        final_dim=0,
+        num_frames=encoder.grid_frames,
+        grid_size=encoder.grid_size,
+        decoder="mlp",
+        cls_token=False,
+    )
+    return Stage1Student(
+        encoder,
+        _clip_decoders(encoder),
+        mae_decoders,
+        clip_taps=taps_from_end(encoder.depth, CLIP_LAYERS),
+        mae_taps=taps_from_end(encoder.depth, MAE_LAYERS),
+    )
+
+
+def distilled_student(
+    size: Literal["s14", "b14", "l14"], *, num_frames: int = 8, image_size: int = 224
+) -> Stage1Student:
+    """The student of a small model's distillation from the 1B model of stage 2, with perceptrons as decoders.
+
+    Args:
+        size: Size of the student.
+        num_frames: Frames of a clip.
+        image_size: Side of a frame in pixels.
+    """
+    encoder = video_encoder(size, num_frames=num_frames, image_size=image_size)
+    decoders = _clip_decoders(encoder, teacher_dim=1408, decoder="mlp")
+    return Stage1Student(encoder, decoders, clip_taps=taps_from_end(encoder.depth, CLIP_LAYERS))
+
+
+def _clip_decoders(
+    encoder: InternVideo2, *, teacher_dim: int = 3200, decoder: DecoderKind = "linear"
+) -> AligningDecoders:
+    """Towards a teacher as wide as InternVL unless said otherwise; tables of positions as the encoder has them."""
+    return AligningDecoders(
+        embed_dim=encoder.embed_dim,
+        pooled_dim=encoder.pooled_dim,
+        num_layers=CLIP_LAYERS,
+        teacher_dim=teacher_dim,
+        final_dim=768,
+        num_frames=encoder.grid_frames,
+        grid_size=encoder.grid_size,
+        decoder=decoder,
+        separate_image_position=encoder.separate_image_position,
+    )
+
+
 def bert_large(
     *, fusion_layer: int = 19, encoder_width: int = 1408, pooler: bool = False, masked_lm: bool = True
 ) -> Bert:
@@ -99,4 +166,4 @@ def stage2_visual(
     """
     encoder = video_encoder(size, num_frames=num_frames, image_size=image_size, separate_image_position=True)
     text = bert_large(encoder_width=encoder.embed_dim, masked_lm=masked_lm)
-    return Stage2Model(encoder, text, contrastive_dim=512)
+    return Stage2Model(encoder, text, contrastive_dim=512, clip_decoders=_clip_decoders(encoder))
