@@ -48,6 +48,38 @@ def tube_masking(noise: Float[Tensor, "B patches"], ratio: float, num_frames: in
     return random_masking(noise, ratio).repeat(1, num_frames)
 
 
+def attention_masking(
+    attention: Float[Tensor, "B *frames patches"], noise: Float[Tensor, "B *frames patches"], ratio: float
+) -> Bool[Tensor, "B N"]:
+    """Hide ``int(patches * ratio)`` patches of each frame, or of each clip, those that a teacher hardly attends to.
+
+    What stays visible is a draw without replacement in proportion to the attention: the patches with the largest
+    ``attention / noise``. A patch without any attention is drawn last and never an error.
+
+    Args:
+        attention: Non-negative weight of each patch, of any scale: [B, frames, patches] to draw in each frame by itself
+            (pre-training), [B, N] to draw in the clip as a whole (distillation).
+        noise: Exponential draws of rate 1, such as ``-log(1 - u)`` of uniform u.
+        ratio: Share of hidden patches in [0, 1).
+
+    Returns:
+        True where a patch is hidden, frame by frame.
+
+    Raises:
+        InputError: if the ratio is outside [0, 1).
+
+    Source: reference single_modality, mask type "attention": ``torch.multinomial``, which divides by exponential noise
+        as well (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006).
+    """
+    check_mask_ratio(ratio)
+    wide = attention.to(noise.dtype)
+    # Zero weights still need an order among themselves, and 0 / 0 must not arise.
+    score = wide.clamp_min(torch.finfo(wide.dtype).tiny) / noise
+    num_patches = attention.shape[-1]
+    hidden = score.argsort(dim=-1, descending=True, stable=True)[..., num_patches - int(num_patches * ratio) :]
+    return torch.zeros_like(score, dtype=torch.bool).scatter(-1, hidden, True).flatten(1)
+
+
 def check_mask_ratio(ratio: float) -> None:
     """Refuse a ratio that hides everything or means nothing.
 

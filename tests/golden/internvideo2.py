@@ -1,13 +1,24 @@
 """Reference configurations and parameter names of the video encoder, for the checks that contain one."""
 
+import torch
 from torch import Tensor
 
+from ivt2.models.heads import ClassificationHead, ConcatHead, VideoClassifier
 from ivt2.models.internvideo2 import InternVideo2, taps_from_end
 from ivt2.models.stage1 import Stage1Student
 from ivt2.nn.aligning import AligningDecoders
 
 CLIP_DECODERS = ("clip_decoder.", "final_clip_decoder.", "clip_pos_embed", "clip_img_pos_embed")
 MAE_DECODERS = ("mae_decoder.", "mae_pos_embed")
+HEAD_NAMES = {
+    "extra_mlp.0.": "mlp_norm.",
+    "extra_mlp.1.": "mlp.",
+    "down.0.": "down.",
+    "down_norm.": "merge_norm.",
+    "fc_norm.": "norm.",
+    "head.": "linear.",
+}
+MERGE_NORMS = {"LN": "layer", "BN": "batch", "kaiming_BN": "plain_batch"}
 
 
 def build_encoder(config: dict) -> InternVideo2:
@@ -32,6 +43,38 @@ def build_encoder(config: dict) -> InternVideo2:
         pool_num_heads=config.get("attn_pool_num_heads", 16),
         pooled_dim=config.get("clip_embed_dim", 768),
     ).eval()
+
+
+def build_classifier(config: dict, *, extra_mlp: bool = False) -> VideoClassifier:
+    """The classifier that a reference configuration describes; only its class says whether there is a perceptron."""
+    encoder = build_encoder(config)
+    merge = config.get("merge_method", "proj")
+    sizes = {
+        "pooled_dim": encoder.pooled_dim,
+        "num_classes": config["num_classes"],
+        "dropout": float(config.get("fc_drop_rate", 0.0)),
+        "init_scale": float(config.get("init_scale", 0.001)),
+    }
+    if merge == "proj":
+        head = ClassificationHead(**sizes, extra_mlp=extra_mlp)
+    else:
+        head = ConcatHead(
+            **sizes,
+            embed_dim=encoder.embed_dim,
+            num_frames=encoder.grid_frames,
+            per_frame="avgN" in merge,
+            with_pooled=merge.endswith("_proj"),
+            merge_norm=MERGE_NORMS[config["merge_norm"]],
+        )
+    return VideoClassifier(encoder, head).eval()
+
+
+def rename_classifier(name: str) -> str:
+    """Our name, inside ``VideoClassifier``, of a reference parameter."""
+    for prefix, ours in HEAD_NAMES.items():
+        if name.startswith(prefix):
+            return f"head.{ours}{name.removeprefix(prefix)}"
+    return f"encoder.{rename(name)}"
 
 
 def build_clip_decoders(config: dict, encoder: InternVideo2) -> AligningDecoders:
@@ -79,6 +122,21 @@ def build_student(config: dict) -> Stage1Student:
         clip_taps=clip_taps(config),
         mae_taps=mae_taps(config) if mae else (),
     ).eval()
+
+
+def load_student(config: dict, state: dict[str, Tensor]) -> Stage1Student:
+    """The same with recorded weights."""
+    student = build_student(config)
+    student.load_state_dict({rename_student(name): value for name, value in state.items()})
+    return student
+
+
+def student_gradient_norms(student: Stage1Student, order: list[str]) -> Tensor:
+    """Length of each parameter's gradient in the order of the reference; 0 where none arrived."""
+    parameters = dict(student.named_parameters())
+    assert {rename_student(name) for name in order} == set(parameters)
+    gradients = [parameters[rename_student(name)].grad for name in order]
+    return torch.stack([torch.zeros(()) if gradient is None else gradient.norm() for gradient in gradients])
 
 
 def clip_taps(config: dict) -> list[int]:

@@ -8,29 +8,15 @@ import torch
 from torch import Tensor
 
 from ivt2.losses.feature_alignment import feature_alignment_loss
-from ivt2.models.stage1 import Stage1Student, StudentFeatures
+from ivt2.models.stage1 import StudentFeatures
 from tests.golden.case import Case
-from tests.golden.internvideo2 import build_student, clip_taps, mae_taps, rename_student
+from tests.golden.internvideo2 import clip_taps, load_student, mae_taps, student_gradient_norms
 
 WORDS = {"half": 0.5, "quarter": 0.25}
 
 
-def load(case: Case, model: str) -> Stage1Student:
-    student = build_student(case.config[model])
-    student.load_state_dict({rename_student(name): value for name, value in case.state(model).items()})
-    return student
-
-
-def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def _alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return feature_alignment_loss(student, teacher, normalize=False)
-
-
-def check_gradients(case: Case, output: str, student: Stage1Student, order: list[str]) -> None:
-    parameters = dict(student.named_parameters())
-    assert {rename_student(name) for name in order} == set(parameters)
-    gradients = [parameters[rename_student(name)].grad for name in order]
-    norms = torch.stack([torch.zeros(()) if grad is None else grad.norm() for grad in gradients])
-    case.close(output, norms, atol=1e-6, rtol=2e-4)
 
 
 def check(case: Case) -> None:
@@ -43,19 +29,20 @@ def check(case: Case) -> None:
     assert set((~case.inputs["mask"]).sum(dim=1).tolist()) == {case.json["visible_per_sample"]}
 
     video = case.inputs["video"].transpose(1, 2)
-    student = load(case, first)
+    student = load_student(config, case.state(first))
     results = _features("", student(video, masked)) | _features("nomask_", student(video))
     for name in others:
-        results |= _features(f"{name.replace('_', '')}_", load(case, name)(video, masked))
-    losses, targets = _losses(case, student(video, masked), masked)
+        other = load_student(case.config[name], case.state(name))
+        results |= _features(f"{name.replace('_', '')}_", other(video, masked))
+    losses, targets = _losses(case, student(video, masked), config)
     results |= losses | targets
 
     for output in case.outputs:
         if match := output.partition("gradnorms_of_")[2]:
             student.zero_grad()
-            losses[f"loss_total_{match}"] = _total(losses, match)
-            losses[f"loss_total_{match}"].backward(retain_graph=True)
-            check_gradients(case, output, student, case.json["param_order"])
+            _total(losses, match).backward(retain_graph=True)
+            norms = student_gradient_norms(student, case.json["param_order"])
+            case.close(output, norms, atol=1e-6, rtol=2e-4)
         elif match := output.partition("loss_total_")[2]:
             case.close(output, _total(losses, match))
         else:
@@ -67,16 +54,21 @@ def _features(prefix: str, features: StudentFeatures) -> dict[str, Tensor]:
     return named | {f"{prefix}mae_last": features.mae[-1]} if features.mae is not None else named
 
 
-def _losses(case: Case, features: StudentFeatures, masked: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _losses(case: Case, features: StudentFeatures, config: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses against the recorded teachers, and the teachers' features that enter them."""
     visible = ~case.inputs["mask"]
+    masked = ~visible[:, 1:]
     middle, mae = case.inputs["teacher_clip_middle_full"], case.inputs["teacher_mae_full"]
     middle = torch.stack([layer[visible].view(len(visible), -1, layer.shape[-1]) for layer in middle])
     mae = torch.stack([layer[~masked].view(len(masked), -1, layer.shape[-1]) for layer in mae])
     losses = {
-        "loss_clip_middle": alignment_loss(features.clip_middle, middle),
-        "loss_clip_final": alignment_loss(features.clip_final, case.inputs["teacher_clip_final"]),
-        "loss_mae": alignment_loss(features.mae, mae),
+        "loss_clip_middle": _alignment_loss(features.clip_middle, middle),
+        "loss_clip_final": (
+            _alignment_loss(features.clip_final, case.inputs["teacher_clip_final"])
+            if config["clip_teacher_final_dim"]
+            else torch.zeros(())
+        ),
+        "loss_mae": _alignment_loss(features.mae, mae),
     }
     return losses, {"target_clip_middle_vis": middle, "target_mae_vis": mae}
 
