@@ -117,7 +117,7 @@ class KeyMap:
             names=tuple(keys),
             dropped=dropped,
             resized=tuple(
-                name for name in keys if self._is_table(name) and file[keys[name]].shape != network[name].shape
+                name for name in keys if self.is_table(name) and file[keys[name]].shape != network[name].shape
             ),
             keys=keys,
             shapes={name: network[name].shape for name in keys if self._axis(name) is not None},
@@ -137,6 +137,10 @@ class KeyMap:
             yield key, state[layout.names[original]].reshape(layout.shapes[key])
         for key, table in layout.positions.items():
             yield key, torch.arange(layout.shapes[table][0]).unsqueeze(0)
+
+    def is_table(self, name: str) -> bool:
+        """Whether our name is that of a position table whose number of positions may differ."""
+        return self.resized is not None and self._matches(f"(?:{self.resized})$", name)
 
     def _layout(self, network: Mapping[str, Shape]) -> "_Layout":
         """What the reference's file of such a network holds."""
@@ -158,7 +162,7 @@ class KeyMap:
             names=names,
             shapes=shapes,
             others={key: network[name] for key, name in names.items() if self._has_two_forms(name)},
-            tables={key for key, name in names.items() if self._is_table(name)},
+            tables={key for key, name in names.items() if self.is_table(name)},
             copies=copies,
             groups=tuple(groups.values()),
             positions=positions,
@@ -166,9 +170,6 @@ class KeyMap:
 
     def _matches(self, pattern: str, name: str) -> bool:
         return re.match(pattern, name.removeprefix(self.prefix)) is not None
-
-    def _is_table(self, name: str) -> bool:
-        return self.resized is not None and self._matches(f"(?:{self.resized})$", name)
 
     def _axis(self, name: str) -> Axis | None:
         return next((axis for axis in self.axes if self._matches(axis.pattern, name)), None)
