@@ -1,0 +1,143 @@
+"""Frozen networks whose features students learn to predict.
+
+B clips, T frames, N patches of a clip, K tapped blocks, D and E the widths of the teacher's tokens and pooled vector.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.videomae import VideoMAE
+from ivt2.ops.masking import gather_tokens, visible_indices
+from ivt2.ops.pixels import normalize_pixels
+
+
+class TeacherFeatures(NamedTuple):
+    """What a teacher says about a batch of clips; unit vectors unless normalisation is off."""
+
+    middle: Float[Tensor, "K B tokens D"]
+    """Tokens after each tapped block in increasing depth; a CLS token, where the teacher has one, comes first."""
+    final: Float[Tensor, "B E"] | None
+    """Pooled vector, of a teacher that has one."""
+    attention: Float[Tensor, "rows patches"] | None
+    """How much the pooled vector attends to each patch, for masks: [B, N] of a teacher of clips, [B * T, N / T] of one
+    of frames. The CLS token's share is left out, so a row sums to less than one."""
+
+    def visible(self, masked: Bool[Tensor, "B N"]) -> "TeacherFeatures":
+        """The same with the tokens of visible patches alone, and the CLS token: the targets of a masked student.
+
+        Args:
+            masked: True where a patch is hidden from the student; teachers see everything.
+
+        Raises:
+            ValueError: if the mask is not one of the teacher's patches.
+        """
+        num_prefix = self.middle.shape[2] - masked.shape[1]
+        if num_prefix not in {0, 1}:
+            raise ValueError(f"a mask of {masked.shape[1]} patches does not fit {self.middle.shape[2]} tokens")
+        index = visible_indices(masked)
+        prefix, patches = self.middle[:, :, :num_prefix], self.middle[:, :, num_prefix:]
+        shown = torch.stack([gather_tokens(layer, index) for layer in patches])
+        return self._replace(middle=torch.cat([prefix, shown], dim=2))
+
+
+class Teacher(nn.Module, ABC):
+    """A frozen encoder: no gradients, and evaluation mode whatever ``train()`` asks for.
+
+    The reference leaves the distillation teacher in training mode, so that stochastic depth garbles its targets.
+
+    Args:
+        encoder: The network; its parameters are frozen here.
+        taps: Blocks, counted from 0 and increasing, whose tokens are targets; see ``taps_from_end``.
+        normalize: Whether features are scaled to unit length.
+    """
+
+    def __init__(self, encoder: InternVideo2 | VideoMAE, *, taps: Sequence[int], normalize: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        self.taps = tuple(taps)
+        self.normalize = normalize
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":  # noqa: ARG002, FBT001, FBT002
+        """Stay in evaluation mode: the whole model's ``train()`` must not reach a teacher."""
+        return super().train(mode=False)
+
+    @torch.no_grad()
+    def forward(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> TeacherFeatures:
+        """Features of whole clips.
+
+        Frames of another size than the encoder's are resized to it (bicubic). The reference resizes VideoMAE's input to
+        the size of the other teacher.
+
+        Args:
+            video: RGB pixels 0 to 255 as uint8, or floats that are normalised already.
+
+        Raises:
+            InputError: if the number of frames does not suit the encoder.
+        """
+        features = self._features(self._resized(video))
+        if not self.normalize:
+            return features
+        final = None if features.final is None else functional.normalize(features.final, dim=-1)
+        return features._replace(middle=functional.normalize(features.middle, dim=-1), final=final)
+
+    @abstractmethod
+    def _features(self, video: Tensor) -> TeacherFeatures:
+        """Features before they are normalised."""
+
+    def _resized(self, video: Tensor) -> Tensor:
+        size = (self.encoder.image_size, self.encoder.image_size)
+        if video.shape[3:] == size:
+            return video
+        frames = normalize_pixels(video, self.encoder.mean, self.encoder.std).flatten(0, 1)
+        frames = functional.interpolate(frames, size=size, mode="bicubic", align_corners=False)
+        return torch.unflatten(frames, 0, video.shape[:2])
+
+
+class InternVideo2Teacher(Teacher):
+    """InternVideo2 as the teacher of a smaller one.
+
+    Args:
+        encoder: The video encoder.
+        taps: See ``Teacher``; the published 1B teacher has {23, 26, 29, 33, 36, 39}.
+        normalize: See ``Teacher``.
+
+    Source: reference single_modality, distillation.
+    """
+
+    encoder: InternVideo2
+
+    def __init__(self, encoder: InternVideo2, *, taps: Sequence[int], normalize: bool = True) -> None:
+        super().__init__(encoder, taps=taps, normalize=normalize)
+
+    def _features(self, video: Tensor) -> TeacherFeatures:
+        encoded = self.encoder(video, taps=self.taps)
+        attention = self.encoder.clip_projector.attention_map(encoded.tokens)[:, 1:]
+        return TeacherFeatures(encoded.intermediates, encoded.pooled, attention)
+
+
+class VideoMAETeacher(Teacher):
+    """VideoMAE as the second teacher of pre-training: tokens alone, no pooled vector and no CLS token.
+
+    Args:
+        encoder: VideoMAE's encoder.
+        taps: See ``Teacher``; the published run taps the last four of 40 blocks.
+        normalize: See ``Teacher``.
+
+    Source: reference single_modality, pre-training.
+    """
+
+    encoder: VideoMAE
+
+    def __init__(self, encoder: VideoMAE, *, taps: Sequence[int], normalize: bool = True) -> None:
+        super().__init__(encoder, taps=taps, normalize=normalize)
+
+    def _features(self, video: Tensor) -> TeacherFeatures:
+        return TeacherFeatures(self.encoder(video, taps=self.taps), None, None)
