@@ -31,3 +31,9 @@ def test_default_is_tanh():
     erf.load_state_dict(mlp.state_dict())
     assert not torch.equal(mlp(x), erf(x))
     torch.testing.assert_close(mlp(x), erf(x), atol=1e-3, rtol=0)
+
+
+def test_output_may_have_a_width_of_its_own():
+    mlp = Mlp(6, 10, out_dim=3)
+    assert mlp(torch.randn(2, 6)).shape == (2, 3)
+    assert mlp.fc2.weight.shape == (3, 10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ivt2.errors import InputError
-from ivt2.ops.masking import gather_tokens, random_masking, tube_masking, visible_indices
+from ivt2.ops.masking import attention_masking, gather_tokens, random_masking, tube_masking, visible_indices
 from ivt2.ops.random import uniform
 
 
@@ -40,6 +40,37 @@ def test_tube_masking_hides_the_same_patches_in_each_frame(ratio, hidden):
     assert frames[:, 0].sum(dim=1).tolist() == [hidden] * 5
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 12), (3, 60)], ids=["frame", "clip"])
+@pytest.mark.parametrize("ratio", [0.8, 0.5, 0.0])
+def test_attention_masking_is_a_draw_without_replacement(shape, ratio):
+    """The judge is torch's own draw, which divides by noise of the same generator."""
+    attention = torch.rand(shape)
+    rows, kept = attention.flatten(0, -2), shape[-1] - int(shape[-1] * ratio)
+    torch.manual_seed(7)
+    drawn = torch.multinomial(rows, shape[-1])[:, :kept]
+    expected = torch.ones_like(rows, dtype=torch.bool).scatter(1, drawn, False)
+    torch.manual_seed(7)
+    masked = attention_masking(attention, torch.empty_like(rows).exponential_().view(shape), ratio)
+    assert torch.equal(masked, expected.view(3, 60))
+
+
+def test_attention_masking_shows_patches_without_attention_last_and_equally_often():
+    attention = torch.tensor([0.0, 0.7, 0.0, 0.3, 0.0, 0.0]).expand(6000, 6)
+    noise = -torch.log1p(-uniform(torch.arange(6000), 6, 0))
+    share = 1 - attention_masking(attention, noise, 0.5).float().mean(dim=0)
+    torch.testing.assert_close(share, torch.tensor([0.25, 1.0, 0.25, 1.0, 0.25, 0.25]), atol=0.03, rtol=0)
+    assert attention_masking(torch.zeros(2, 3, 6), torch.zeros(2, 3, 6), 0.5).sum(dim=1).tolist() == [9, 9]
+
+
+def test_attention_masking_counts_in_the_precision_of_the_noise():
+    attention = torch.softmax(torch.randn(2, 4, 256), dim=-1)
+    noise = torch.empty(2, 4, 256).exponential_()
+    rounded = attention.to(torch.bfloat16)
+    expected = attention_masking(rounded.float(), noise, 0.8)
+    assert torch.equal(attention_masking(rounded, noise, 0.8), expected)
+    assert (~expected).sum(dim=1).tolist() == [4 * 52] * 2
+
+
 @pytest.mark.parametrize(
     ("ratio", "message"),
     [(1.0, "mask ratio 1.0 hides everything"), (1.5, "1.5"), (-0.1, "-0.1"), (float("nan"), "nan")],
@@ -50,6 +81,8 @@ def test_meaningless_ratio_is_refused(ratio, message):
         random_masking(noise, ratio)
     with pytest.raises(InputError, match=message):
         tube_masking(noise, ratio, num_frames=2)
+    with pytest.raises(InputError, match=message):
+        attention_masking(noise, noise, ratio)
 
 
 def test_visible_indices_ascend_and_agree_with_boolean_indexing():

@@ -1,11 +1,10 @@
 """Encoder with the classification head of fine-tuning: activations, loss, gradients."""
 
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.golden.case import Case
-from tests.golden.internvideo2 import build_encoder, rename, split_state
+from tests.golden.internvideo2 import build_classifier, rename_classifier
 
 
 def check(case: Case) -> None:
@@ -17,12 +16,14 @@ def check(case: Case) -> None:
 
 
 def _check_model(case: Case, name: str, config: dict) -> list[str]:
-    encoder, head, parameters = _build(case, name, config)
+    classifier = build_classifier(config)
+    classifier.load_state_dict({rename_classifier(key): value for key, value in case.state(name).items()})
+    encoder, head, parameters = classifier.encoder, classifier.head, dict(classifier.named_parameters())
     video = case.inputs[f"{name}_video"].transpose(1, 2)
 
     encoded = encoder(video, taps=(0,))
-    features = head["fc_norm"](encoded.pooled)
-    logits = head["head"](features)
+    features = head.norm(encoded.pooled)
+    logits = head(encoded)
     loss = cross_entropy(logits, case.inputs["labels"])
     loss.backward()
 
@@ -40,23 +41,11 @@ def _check_model(case: Case, name: str, config: dict) -> list[str]:
         key = output.removeprefix(f"{name}_")
         if key == "gradnorms":
             order = case.json["param_order"][name]
-            assert {rename(each) for each in order} == set(parameters)
-            norms = torch.stack([parameters[rename(each)].grad.norm() for each in order])
+            assert {rename_classifier(each) for each in order} == set(parameters)
+            norms = torch.stack([parameters[rename_classifier(each)].grad.norm() for each in order])
             case.close(output, norms, atol=1e-6, rtol=2e-4)
         elif key.startswith("grad."):
-            case.close(output, parameters[rename(key.removeprefix("grad."))].grad, atol=1e-6, rtol=2e-4)
+            case.close(output, parameters[rename_classifier(key.removeprefix("grad."))].grad, atol=1e-6, rtol=2e-4)
         else:
             case.close(output, results[key])
     return recorded
-
-
-def _build(case: Case, name: str, config: dict) -> tuple[nn.Module, nn.ModuleDict, dict[str, Tensor]]:
-    encoder = build_encoder(config)
-    head = nn.ModuleDict({
-        "fc_norm": nn.LayerNorm(encoder.pooled_dim, eps=1e-5),
-        "head": nn.Linear(encoder.pooled_dim, config["num_classes"]),
-    })
-    encoder_state, head_state = split_state(case.state(name), "fc_norm.", "head.")
-    encoder.load_state_dict(encoder_state)
-    head.load_state_dict(head_state)
-    return encoder, head, dict(encoder.named_parameters()) | dict(head.named_parameters())
