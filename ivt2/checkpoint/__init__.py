@@ -1,7 +1,6 @@
 """Training checkpoints: written whole, verified, free of pickle."""
 
 from ivt2.checkpoint.folder import (
-    discard,
     fingerprint,
     load_checkpoint,
     newest_valid,
@@ -10,6 +9,7 @@ from ivt2.checkpoint.folder import (
     save_checkpoint,
     verify,
 )
+from ivt2.checkpoint.manifest import discard
 from ivt2.checkpoint.weights import load_weights, require_same_architecture
 
 __all__ = [

@@ -64,7 +64,7 @@ def checkpoint(ckpt_path: str | None, run_dir: Path, *, trains: bool) -> str | N
 
 def _newest(folder: Path, *, trains: bool) -> str | None:
     from ivt2.checkpoint import newest_valid
-    from ivt2.checkpoint.folder import MANIFEST
+    from ivt2.checkpoint.manifest import MANIFEST
 
     newest = newest_valid(folder)
     if newest is not None:
@@ -88,7 +88,7 @@ def check_architecture(module: Any, ckpt_path: str | None) -> None:
         InputError: Naming weights that are missing, unexpected or of another shape.
     """
     from ivt2.checkpoint import require_same_architecture
-    from ivt2.checkpoint.folder import MANIFEST
+    from ivt2.checkpoint.manifest import MANIFEST
 
     if ckpt_path is not None and (Path(ckpt_path) / MANIFEST).is_file():
         require_same_architecture(module, Path(ckpt_path))
