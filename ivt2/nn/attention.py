@@ -37,10 +37,17 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Attend from every token to every token."""
+    def forward(
+        self, x: Float[Tensor, "B N D"], bias: Float[Tensor, "#B #heads #N N"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Attend from every token to every token.
+
+        Args:
+            x: Tokens.
+            bias: Added to the scores; large negative numbers hide keys.
+        """
         q, k, v = (split_heads(each, self.num_heads) for each in self._project(x))
-        out: Tensor = self.proj(self._attend(q, k, v))
+        out: Tensor = self.proj(self._attend(q, k, v, bias))
         return out
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,9 +55,9 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         return self.q_norm(q), self.k_norm(k), v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Outputs of the heads, side by side again."""
-        return merge_heads(attention(q, k, v, backend=self.backend))
+        return merge_heads(attention(q, k, v, bias=bias, backend=self.backend))
 
 
 class CrossAttention(nn.Module):

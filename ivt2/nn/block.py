@@ -88,9 +88,16 @@ class Block(nn.Module):
         self.ls2 = _layer_scale(dim, layer_scale_init, fp32=layer_scale_fp32)
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Run both branches; the result is the residual stream, not normalised."""
-        middle: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+    def forward(
+        self, x: Float[Tensor, "B N D"], bias: Float[Tensor, "#B #heads #N N"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Run both branches; the result is the residual stream, not normalised.
+
+        Args:
+            x: Tokens.
+            bias: Added to the attention scores; large negative numbers hide keys.
+        """
+        middle: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), bias)))
         out: Tensor = middle + self.drop_path2(self.ls2(self.mlp(self.norm2(middle))))
         return out
 

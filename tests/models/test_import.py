@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("lightning", "hydra", "omegaconf", "mlflow", "webdataset", "decord", "av", "transformers")
+HEAVY = ("lightning", "hydra", "omegaconf", "mlflow", "webdataset", "decord", "av", "transformers", "peft")
 
 SCRIPT = f"""
 import importlib, pkgutil, sys

@@ -21,6 +21,15 @@ def test_self_attention_equals_torch(qkv_bias, backend):
     torch.testing.assert_close(ours(x), judge(x, x, x, need_weights=False)[0])
 
 
+def test_bias_hides_keys():
+    """Judge: the same tokens without the hidden ones."""
+    torch.manual_seed(0)
+    ours, x = SelfAttention(12, 3, qk_norm=False), torch.randn(2, 5, 12)
+    bias = torch.zeros(2, 1, 1, 5)
+    bias[..., 3:] = -torch.inf
+    torch.testing.assert_close(ours(x, bias)[:, :3], ours(x[:, :3]))
+
+
 def test_norm_of_queries_and_keys_spans_all_heads():
     """Scaling one head's queries changes the other heads, which a norm for each head would not do."""
     torch.manual_seed(0)
