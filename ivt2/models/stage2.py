@@ -120,10 +120,10 @@ class Stage2Model(nn.Module):
             raise InputError(
                 f"{video.shape[1]} frames do not make {num_segments} segments: sample a multiple of the segments"
             )
-        segments = video.unflatten(1, (-1, num_segments)).transpose(1, 2).flatten(0, 1)
+        segments = torch.unflatten(video, 1, (-1, num_segments)).transpose(1, 2).flatten(0, 1)
         encoded = self.encode_video(segments)
         tokens, pooled = (
-            each.unflatten(0, (-1, num_segments)).mean(dim=1) for each in (encoded.tokens, encoded.pooled)
+            torch.unflatten(each, 0, (-1, num_segments)).mean(dim=1) for each in (encoded.tokens, encoded.pooled)
         )
         return Encoded(tokens, pooled, tokens.new_empty(0, *tokens.shape))
 
