@@ -55,3 +55,5 @@ class Release:
     tokenizer: Literal["bert", "llama", "clip"] | None = None
     tasks: str = ""
     """What it is good for, and what it cannot do."""
+    num_mels: int | None = None
+    """Mel bins of the sound that it reads, ten seconds of it; None where it reads none."""
