@@ -43,8 +43,7 @@ def mel_filterbank(
         low_hz: Left foot of the first filter in Hz.
 
     Returns:
-        One row for each filter, one column for each of the ``fft_size // 2 + 1`` frequencies, in float32; the last
-        frequency gets no weight, as in Kaldi.
+        One row for each filter, one column for each of the ``fft_size // 2 + 1`` frequencies, in float32.
 
     Raises:
         InputError: if there are no filters.
@@ -141,5 +140,4 @@ def _mel_filterbank(num_mels: int, sample_rate_hz: int, fft_size: int, low_hz: f
     left, centre, right = feet[:-2, None], feet[1:-1, None], feet[2:, None]
     rise, fall = (mels - left) / (centre - left), (right - mels) / (right - centre)
     weights: NDArray[np.float64] = np.minimum(rise, fall).clip(min=0)
-    weights[:, -1] = 0
     return weights

@@ -104,6 +104,14 @@ def test_silence_is_the_floor():
     assert torch.equal(silence, torch.full_like(silence, math.log(2.0**-23)))
 
 
+def test_faint_sounds_are_cut_off_at_the_floor():
+    samples = sound(800).double()
+    faint = log_mel(samples * 1e-7, num_mels=64)
+    expected = (log_mel(samples, num_mels=64) + 2 * math.log(1e-7)).clamp(min=math.log(2.0**-23))
+    torch.testing.assert_close(faint, expected)
+    assert 0 < (faint == faint.min()).float().mean() < 1
+
+
 def test_half_precision_is_computed_in_float32():
     samples = sound(800).half()
     assert torch.equal(log_mel(samples, num_mels=64), log_mel(samples.float(), num_mels=64))
