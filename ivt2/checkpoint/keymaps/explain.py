@@ -38,6 +38,13 @@ def explain(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
             f"the file has {other_depth} blocks of width {other_width}, the network {depth} of width {width}: "
             "choose the network of that size"
         )
+    adapted, other_adapted = (any("lora_" in key for key in keys) for keys in (expected, found))
+    if adapted != other_adapted:
+        hints.append(
+            "the network has LoRA adapters and the file has none: build it without"
+            if adapted
+            else "the file has LoRA adapters: build the network with them, they change what the text encoder computes"
+        )
     if 2 * len(expected.keys() & found.keys()) < len(expected):
         kind = _kind(found)
         hints.append(f"the file looks like {kind}" if kind else "the file is of no kind known here")

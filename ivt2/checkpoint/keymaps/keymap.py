@@ -93,7 +93,9 @@ class KeyMap:
         bare = _strip_wrappers(file, self.wrappers)
         spelled = _spell(layout.shapes, bare, self.dialects)
         found = {key: bare[spelling] for key, spelling in spelled.items() if spelling in bare}
-        dropped, unexpected = self._sort_rest(bare, set(spelled.values()))
+        ours = set(spelled.values())
+        drops = [drop for drop in self.drops if not any(re.match(drop.pattern, key) for key in ours)]
+        dropped, unexpected = _sort_rest({key: original for key, original in bare.items() if key not in ours}, drops)
         missing = [spelled[key] for key in layout.missing(found)]
         mismatched = [
             f"{spelled[key]} {list(file[original].shape)} here {list(layout.shapes[key])}"
@@ -181,19 +183,6 @@ class KeyMap:
     def _reference_shape(self, name: str, shape: Shape) -> Shape:
         axis = self._axis(name)
         return shape if axis is None else axis.reference_shape(shape)
-
-    def _sort_rest(self, keys: Mapping[str, str], known: set[str]) -> tuple[dict[str, str], list[str]]:
-        """Keys of the file that are not ours: those that may be left out, with the reason, and the others."""
-        dropped, unexpected = {}, []
-        for key, original in keys.items():
-            if key in known:
-                continue
-            reason = next((drop.reason for drop in self.drops if re.match(drop.pattern, key)), None)
-            if reason is None:
-                unexpected.append(original)
-            else:
-                dropped[original] = reason
-        return dropped, unexpected
 
 
 @dataclass(frozen=True)
@@ -299,6 +288,18 @@ def _spell(expected: Iterable[str], keys: Mapping[str, str], dialects: tuple[Dia
         if sum(key in keys for key in other.values()) > sum(key in keys for key in spelled.values()):
             spelled = other
     return spelled
+
+
+def _sort_rest(keys: Mapping[str, str], drops: Iterable[Drop]) -> tuple[dict[str, str], list[str]]:
+    """Keys of the file that are not ours: those that may be left out, with the reason, and the others."""
+    dropped, unexpected = {}, []
+    for key, original in keys.items():
+        reason = next((drop.reason for drop in drops if re.match(drop.pattern, key)), None)
+        if reason is None:
+            unexpected.append(original)
+        else:
+            dropped[original] = reason
+    return dropped, unexpected
 
 
 def _check_dtypes(dtypes: Mapping[str, torch.dtype], whole: set[str], source: str) -> None:

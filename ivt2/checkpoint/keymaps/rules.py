@@ -30,10 +30,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Drop:
-    """Keys that may be in a file and are left out, unless the network has a use for them."""
+    """A part that may be in a file and is left out, if the network has nothing of it."""
 
     pattern: str
-    """Matched from the beginning of a reference key."""
+    """Matched from the beginning of a reference key; with one such key in the network, none is left out."""
     reason: str
 
 

@@ -13,9 +13,11 @@ from ivt2.checkpoint.keymaps.text import BERT_POSITIONS, bert, bert_copies
 
 _MASKED_LM = Drop(r"text_encoder\.cls\.", "head of masked language modelling; this network has none")
 _TEACHER = Drop(r"clip_teacher\.", "the frozen teacher")
-_AUDIO = Drop(
-    r"(audio_encoder|audio_proj|av_concat_audio_proj|av_fusion|atm_head|avtm_head)\.",
-    "audio encoder or one of its heads; this network has none",
+_AUDIO = (
+    Drop(r"(audio_encoder|audio_proj|av_concat_audio_proj)\.", "audio encoder; this network has none"),
+    Drop(r"av_fusion\.", "fusion of pooled audio and vision; this network has none"),
+    Drop(r"atm_head\.", "head that matches audio and text; this network has none"),
+    Drop(r"avtm_head\.", "head that matches audio, vision and text; this network has none"),
 )
 _TEMPERATURE = Axis(r"temperature$", 0, ours=True)
 
@@ -71,7 +73,7 @@ AUDIO_VISUAL = KeyMap(
     sections=(*_AUDIO_VISUAL, *_WRAPPED, *_REST),
     resized=POSITION_TABLES,
     axes=(_TEMPERATURE,),
-    drops=(_MASKED_LM, _TEACHER, ALIGNING, _AUDIO),
+    drops=(_MASKED_LM, _TEACHER, ALIGNING, *_AUDIO),
     copies=(*bert_copies(r"text_encoder\."), *SHARED_POSITION_BIAS),
     positions=BERT_POSITIONS,
     dialects=(_WITHOUT_WRAPPER, NEW_WEIGHT_NORM),
@@ -87,7 +89,7 @@ AUDIO_VISUAL_RETRIEVAL = KeyMap(
     sections=(*_AUDIO_VISUAL, *_BARE, *_REST),
     resized=POSITION_TABLES,
     axes=(_TEMPERATURE,),
-    drops=(_MASKED_LM, _TEACHER, ALIGNING, _AUDIO),
+    drops=(_MASKED_LM, _TEACHER, ALIGNING, *_AUDIO),
     copies=SHARED_POSITION_BIAS,
     positions=BERT_POSITIONS,
     dialects=(_WITH_WRAPPER, NEW_WEIGHT_NORM),

@@ -30,7 +30,7 @@ the text tower or are left over from training are those that OpenGVLab/InternVid
 VIDEOMAE = KeyMap(
     name="videomae-v2-g",
     version=1,
-    sections=(Section("", "encoder."),),
+    sections=(Section("", "encoder.", ((r"\.ls([12])\.gamma$", r".gamma_\1"),)),),
     drops=(Drop(r"(decoder\.|encoder_to_decoder\.|mask_token$)", "decoder of VideoMAE"),),
     dialects=(Dialect(((r"^encoder\.", ""),)),),
 )

@@ -11,7 +11,17 @@ import torch
 from ivt2.checkpoint.keymaps import clip, stage1, stage2, teachers
 from ivt2.checkpoint.keymaps.keymap import TensorFacts, tensor_facts
 from ivt2.models import published
-from tests.checkpoint.keymaps.inventories import BUFFERS, INTEGERS, INVENTORIES, REPEATED, STAGE1
+from tests.checkpoint.keymaps.inventories import (
+    BUFFERS,
+    INTEGERS,
+    INVENTORIES,
+    REPEATED,
+    STAGE1,
+    internvl,
+    llama,
+    mobileclip,
+    under,
+)
 
 FOLDER = Path(__file__).parents[4] / "shared" / "spec" / "keys"
 
@@ -128,6 +138,53 @@ def test_covers_exactly_the_inventory(name):
     if key_map is teachers.VIDEOMAE:
         expected = {f"encoder.{key}": shape for key, shape in expected.items()}
     assert written == expected
+
+
+DELTAS = {
+    "clip_1B_lora": (clip.DELTA_LARGE, 15, 7_042_177),
+    "clip_6B_lora": (clip.DELTA_LARGE, 15, 33_207_169),
+    "clip_S14": (clip.DELTA_SMALL, 19, 1_136_769),
+    "clip_B14": (clip.DELTA_SMALL, 19, 2_762_241),
+    "clip_L14": (clip.DELTA_SMALL, 19, 4_337_409),
+}
+"""Weights that the reference trains on top of the base, and their elements."""
+
+BASES = {
+    "clip_1B_lora": ("stage2_visual_1B_pretrain", clip.VISION_FROM_STAGE2, clip.TEXT_FROM_INTERNVL),
+    "clip_6B_lora": ("stage2_audiovisual_6B_pretrain", clip.VISION_FROM_STAGE2, clip.TEXT_FROM_INTERNVL),
+    "clip_S14": ("distill_S14_MLP", clip.VISION_FROM_DISTILLED, clip.TEXT_FROM_MOBILECLIP),
+    "clip_B14": ("distill_B14_MLP", clip.VISION_FROM_DISTILLED, clip.TEXT_FROM_MOBILECLIP),
+    "clip_L14": ("distill_L14_MLP", clip.VISION_FROM_DISTILLED, clip.TEXT_FROM_MOBILECLIP),
+}
+
+
+@pytest.mark.parametrize("name", DELTAS)
+def test_released_clip_files_and_their_bases_make_whole_networks(name):
+    delta, num_tensors, num_parameters = DELTAS[name]
+    base, vision, text = BASES[name]
+    with torch.device("meta"):
+        network = NETWORKS[name][1]().state_dict()
+    state = tensor_facts(network)
+    trained = dict(delta.write(network))
+    assert len(trained) == num_tensors
+    assert sum(tensor.numel() for tensor in trained.values()) == num_parameters
+
+    tower = internvl_c() if text is clip.TEXT_FROM_INTERNVL else under("text_encoder.", mobileclip())
+    plans = [
+        vision.plan(state, facts(INVENTORIES[base].shapes()), source="vision"),
+        text.plan(state, facts(tower), source="text"),
+        delta.plan(state, tensor_facts(trained), source="delta"),
+    ]
+    assert {given for plan in plans for given in plan.names} == set(state)
+    resized = ("vision_encoder.pos_embed",) if "stage2" in base else ()
+    assert [plan.resized for plan in plans] == [resized, (), ()]
+
+
+def internvl_c():
+    """The published file, with the names of peft before 0.7 and what was left from training."""
+    text = {key.replace(".base_layer", ""): shape for key, shape in llama(lora=True).items()}
+    frequencies = {f"transformer.layers.{index}.self_attn.rotary_emb.inv_freq": (64,) for index in range(32)}
+    return internvl() | text | frequencies | {"logit_scale": (), "target_pos_embed": (1, 256, 3200)}
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the full lists of keys are not beside this checkout")
