@@ -38,8 +38,7 @@ class Recorded(nn.Module):
         vision, teacher = config["vision"], config["teacher"]
         encoder = build_encoder(vision)
         bert = build_bert(config["bert"])
-        self.model = Stage2Model(encoder, bert, contrastive_dim=config["embed_dim"], temperature=config["temp"])
-        self.decoders = AligningDecoders(
+        decoders = AligningDecoders(
             embed_dim=encoder.embed_dim,
             pooled_dim=encoder.pooled_dim,
             num_layers=vision["clip_return_layer"],
@@ -48,6 +47,13 @@ class Recorded(nn.Module):
             num_frames=encoder.grid_frames,
             grid_size=encoder.grid_size,
             separate_image_position=vision["sep_image_video_pos_embed"],
+        )
+        self.model = Stage2Model(
+            encoder,
+            bert,
+            contrastive_dim=config["embed_dim"],
+            temperature=config["temp"],
+            clip_decoders=decoders,
         )
         self.teacher = Teacher(teacher, config["clip_res"])
         self.taps = [
@@ -96,7 +102,7 @@ def locate(name: str) -> str:
         return rename(name).replace("clip_teacher.", "teacher.", 1)
     local = name.removeprefix("vision_encoder.")
     if local != name and local.startswith(ALIGNING):
-        return f"decoders.{rename_aligning(local)}"
+        return f"model.clip_decoders.{rename_aligning(local)}"
     if name.startswith("text_encoder."):
         return f"model.text_encoder.{rename_bert(name.removeprefix('text_encoder.'))}"
     renamed = {"temp": "temperature", "itm_head.weight": "matching_head.weight", "itm_head.bias": "matching_head.bias"}
@@ -199,14 +205,14 @@ def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str,
     recorded.zero_grad()
     assert not outputs["mask"][:, 0].any(), "the CLS token is never hidden"
     masked = outputs["mask"][:, 1:]
-    encoded = model.vision_encoder(video, masked, recorded.taps)
+    encoded = model.encode_video(video, masked, recorded.taps)
     ids, valid = tokenize(case.config["texts"][: len(video)], case.config["max_txt_l"])
     text = model.encode_text(ids, valid)
     visual, textual = model.embed_video(encoded), model.embed_text(text)
     sample_id = case.inputs["idx"]
 
     middle, final, attention = teach(recorded, video, masked)
-    aligned = recorded.decoders(encoded.intermediates, encoded.pooled, image=kind == "image", masked=masked)
+    aligned = model.align(encoded, masked, image=kind == "image")
     with torch.no_grad():
         similarity = visual @ textual.T / model.temperature
     negatives = Negatives(
