@@ -13,7 +13,7 @@ MAP = KeyMap(
     sections=(Section("text.", "bert.", ((r"\.fc1", ".dense"),)), Section("", "", ((r"^temperature$", "temp"),))),
     resized=r"table",
     axes=(Axis(r"temperature$", 0, ours=True), Axis(r"kernel$", 2, ours=True, optional=True)),
-    drops=(Drop(r"teacher\.", "the teacher is not part of the network"),),
+    drops=(Drop(r"teacher\.", "the teacher is not part of the network"), Drop(r"kernel", "no kernel in this network")),
     copies=(
         Copy(r"bert\.bias", r"bert.decoder.bias", r"bert.bias"),
         Copy(r"bert\.bias", r"bert.decoder.weight", r"bert.words.weight"),
@@ -86,6 +86,10 @@ def test_round_trip_keeps_every_bit():
 def test_names_what_it_drops():
     plan, _ = read(written() | {"teacher.weight": torch.zeros(2)})
     assert plan.dropped == {"teacher.weight": "the teacher is not part of the network"}
+
+
+def test_drops_nothing_of_a_part_that_the_network_has():
+    assert "0 missing; 1 unexpected (kernel2)" in refusal(written() | {"kernel2": torch.zeros(2)})
 
 
 def test_gives_tables_of_another_length_to_the_caller():
