@@ -95,9 +95,10 @@ class VideoMAE(nn.Module):
         mlp_ratio: Hidden width of a block's perceptron over D (48/11 in ViT-g).
         qv_bias: Whether queries and values have a bias; keys have none.
         layer_scale_init: Start of LayerScale; None leaves it out, as in ViT-g.
-        attention: ``fixed`` is ordinary attention over the tokens, which VideoMAE was trained with. ``literal`` is what
-            the published code of InternVideo2 computes (see ``LiteralAttention``): choose it only to repeat that
-            teacher's features, for its tokens do not see each other.
+        attention: ``fixed`` is ordinary attention over the tokens, which VideoMAE's weights were trained with.
+            ``literal`` is what the published code of InternVideo2 computes (see ``LiteralAttention``): its tokens never
+            see each other, so its features are poorer, but they are the targets that this code teaches. Which of the
+            two the released students learned from is not known.
         backend: See ``ivt2.ops.attention.attention``.
         mean: Mean of each channel of the pixels in [0, 1].
         std: Standard deviation of each channel.
