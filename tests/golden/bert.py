@@ -1,41 +1,32 @@
 """Reference configurations and parameter names of the text encoder, for the checks that contain one."""
 
-import re
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from ivt2.checkpoint.keymaps.text import BERT
 from ivt2.models.bert import Bert
+from ivt2.models.published import bert_large
 
-RENAMED = (
-    (r"^bert\.", ""),
-    (r"^embeddings\.(word|position|token_type)_embeddings", r"embedding.\1"),
-    (r"^embeddings\.LayerNorm", "embedding.norm"),
-    (r"^encoder\.layer\.", "layers."),
-    (r"crossattention\.", "cross_attention."),
-    (r"\.attention\.", ".self_attention."),
-    (r"attention\.self\.", "attention."),
-    (r"attention\.output\.dense", "attention.output"),
-    (r"attention\.output\.LayerNorm", "attention.norm"),
-    (r"(\d)\.intermediate\.dense", r"\1.feed_forward.fc1"),
-    (r"(\d)\.output\.dense", r"\1.feed_forward.fc2"),
-    (r"(\d)\.output\.LayerNorm", r"\1.feed_forward.norm"),
-    (r"^cls\.predictions\.transform\.LayerNorm", "masked_lm_head.norm"),
-    (r"^cls\.predictions\.transform\.dense", "masked_lm_head.dense"),
-    (r"^cls\.predictions\.bias", "masked_lm_head.bias"),
-    (r"^pooler\.dense", "pooler"),
-)
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
 
+@cache
+def _names() -> dict[str, str]:
+    """Our names by the reference's, of a network that has every part."""
+    with torch.device("meta"):
+        network = bert_large(fusion_layer=0, pooler=True)
+    return {BERT.to_reference(name): name for name in network.state_dict()}
+
+
 def rename_bert(name: str) -> str:
-    """Our name of a reference parameter."""
-    for pattern, ours in RENAMED:
-        name = re.sub(pattern, ours, name)
-    return name
+    """Our name of a reference parameter, with or without the wrapper's ``bert.``."""
+    names = _names()
+    return names[name] if name in names else names[f"bert.{name}"]
 
 
 def untie(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

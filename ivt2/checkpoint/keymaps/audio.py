@@ -1,7 +1,7 @@
 """The audio encoder BEATs."""
 
 from ivt2.checkpoint.keymaps.keymap import KeyMap
-from ivt2.checkpoint.keymaps.rules import Copy, Dialect, Section
+from ivt2.checkpoint.keymaps.rules import Copy, Dialect, Drop, Section
 
 
 def beats(ours: str = "", reference: str = "") -> tuple[Section, ...]:
@@ -33,10 +33,17 @@ NEW_WEIGHT_NORM = Dialect((
 ))
 """torch 2 renamed the two factors of a weight-normalised convolution."""
 
+GATES = Drop(
+    r"(audio_encoder\.)?encoder\.layers\.\d+\.self_attn\.grep_(a$|linear\.)",
+    "gates of relative positions; this network has none",
+)
+"""The reference builds them even where there are no relative positions to act on."""
+
 BEATS = KeyMap(
     name="beats",
     version=1,
     sections=beats(),
+    drops=(GATES,),
     copies=SHARED_POSITION_BIAS,
     dialects=(NEW_WEIGHT_NORM,),
 )

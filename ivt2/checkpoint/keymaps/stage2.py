@@ -5,7 +5,7 @@ and ``text_encoder.cls.*``), its retrieval fine-tuning does not; either map read
 Source: reference multi_modality, state dicts of the instantiated networks.
 """
 
-from ivt2.checkpoint.keymaps.audio import NEW_WEIGHT_NORM, SHARED_POSITION_BIAS, beats
+from ivt2.checkpoint.keymaps.audio import GATES, NEW_WEIGHT_NORM, SHARED_POSITION_BIAS, beats
 from ivt2.checkpoint.keymaps.encoder import ALIGNING, POSITION_TABLES, RECONSTRUCTION, WRAPPERS, aligning, encoder
 from ivt2.checkpoint.keymaps.keymap import KeyMap
 from ivt2.checkpoint.keymaps.rules import Axis, Dialect, Drop, Section
@@ -73,7 +73,7 @@ AUDIO_VISUAL = KeyMap(
     sections=(*_AUDIO_VISUAL, *_WRAPPED, *_REST),
     resized=POSITION_TABLES,
     axes=(_TEMPERATURE,),
-    drops=(_MASKED_LM, _TEACHER, ALIGNING, *_AUDIO),
+    drops=(_MASKED_LM, _TEACHER, ALIGNING, *_AUDIO, GATES),
     copies=(*bert_copies(r"text_encoder\."), *SHARED_POSITION_BIAS),
     positions=BERT_POSITIONS,
     dialects=(_WITHOUT_WRAPPER, NEW_WEIGHT_NORM),
@@ -89,7 +89,7 @@ AUDIO_VISUAL_RETRIEVAL = KeyMap(
     sections=(*_AUDIO_VISUAL, *_BARE, *_REST),
     resized=POSITION_TABLES,
     axes=(_TEMPERATURE,),
-    drops=(_MASKED_LM, _TEACHER, ALIGNING, *_AUDIO),
+    drops=(_MASKED_LM, _TEACHER, ALIGNING, *_AUDIO, GATES),
     copies=SHARED_POSITION_BIAS,
     positions=BERT_POSITIONS,
     dialects=(_WITH_WRAPPER, NEW_WEIGHT_NORM),
