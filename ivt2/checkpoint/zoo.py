@@ -8,6 +8,7 @@ Source: reference single_modality and multi_modality, MODEL_ZOO.md; spec stage1 
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -80,10 +81,18 @@ def find(name: str) -> Release:
     raise InputError(f"{name}: no such release; {hint}python -m ivt2.cli.zoo lists all")
 
 
-def convert_command(release: Release, output: str = "<folder>") -> str:
-    """What to type once the files are there."""
-    files = " ".join(f"files.{part.name}=<{part.name} file>" for part in release.parts)
-    return f"python -m ivt2.cli.convert release={release.name} {files} output={output}"
+def convert_command(
+    release: Release, output: str = "<folder>", files: Mapping[str, Path] = MappingProxyType({})
+) -> str:
+    """What to type once the files are there.
+
+    Args:
+        release: What to convert.
+        output: Folder to write.
+        files: Where parts lie already, by name.
+    """
+    given = " ".join(f"files.{part.name}={files.get(part.name, f'<{part.name} file>')}" for part in release.parts)
+    return f"python -m ivt2.cli.convert release={release.name} {given} output={output}"
 
 
 def _classifier(size: Size, data: str, num_frames: int, repository: str, file: str) -> Release:

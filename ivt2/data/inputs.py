@@ -1,6 +1,6 @@
 """What people have - files, bytes, arrays, pictures, sounds - as the tensors that released networks take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, Union
 
@@ -132,8 +132,8 @@ class AudioTransform:
         return samples, _has_pictures(data)
 
 
-def each(sources: Sequence[_Source], transform: Callable[[_Source], Tensor], *, kind: str) -> list[Tensor]:
-    """Transform all, and say which one failed.
+def each(sources: Sequence[_Source], transform: Callable[[_Source], Tensor], *, kind: str) -> Iterator[Tensor]:
+    """Transform one after the other, and say which one failed.
 
     Args:
         sources: What to transform.
@@ -143,13 +143,11 @@ def each(sources: Sequence[_Source], transform: Callable[[_Source], Tensor], *, 
     Raises:
         InputError: The first failure, with its position counted from 0.
     """
-    done = []
     for index, source in enumerate(sources):
         try:
-            done.append(transform(source))
+            yield transform(source)
         except InputError as error:
             raise InputError(f"{kind} {index} of {len(sources)}: {error}") from error
-    return done
 
 
 def read_bytes(source: str | Path | bytes, limits: Limits) -> bytes:
