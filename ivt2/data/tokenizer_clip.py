@@ -23,7 +23,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 """Suffix of a piece that ends a word."""
 
-_NUM_MERGES = 49152 - 2 * 256 - 2  # OpenAI's file holds more than its network has rows for
+_NUM_MERGES = 49408 - 2 * 256 - 2  # OpenAI's file holds more than its network has rows for
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _STRAIGHT = str.maketrans(
     dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'") | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')

@@ -93,9 +93,16 @@ def test_every_kind_of_file_gives_the_same_ids(merges_file, tables, tmp_path):
         assert all(map(torch.equal, ClipTokenizer(tmp_path / name)(TEXTS), expected)), name
 
 
-def test_only_the_merges_that_have_a_row_are_read(tmp_path, monkeypatch, merges_file):
-    monkeypatch.setattr("ivt2.data.tokenizer_clip._NUM_MERGES", 3)
-    assert ClipTokenizer(merges_file).vocab_size == 512 + 3 + 2
+def test_only_the_merges_that_have_a_row_are_read(tmp_path):
+    """OpenAI's file goes on behind the last of them."""
+    characters = [chr(number) for number in range(33, 127)]
+    merges = [f"{a} {b}" for a in characters for b in characters]
+    merges += [f"{a}{b} {c}" for a in characters for b in characters for c in characters[:6]]
+    (tmp_path / "bpe.txt").write_text("\n".join([HEADER, *merges]))
+    assert len(merges) > 48_894
+    tokenizer = ClipTokenizer(tmp_path / "bpe.txt")
+    assert tokenizer.vocab_size == 49_408
+    assert tokenizer([""])[0][0, :2].tolist() == [49_406, 49_407]
 
 
 def test_special_tokens_in_a_text_are_characters(merges_file):
