@@ -29,8 +29,11 @@ from ivt2.models.clip import ClipModel
 from ivt2.models.heads import ClassificationHead, VideoClassifier
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.mobileclip import MobileClipText
+from ivt2.models.stage1 import Stage1Student
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
+from ivt2.models.videomae import VideoMAE
+from ivt2.nn.aligning import AligningDecoders
 from ivt2.ops.position import resize_position_table
 from tests.data.clips import encode, picture, tone, wav
 
@@ -160,7 +163,7 @@ def vocabulary(tmp_path):
 
 def network(name):
     torch.manual_seed(0)
-    one = TINY[name]
+    one = zoo.RELEASES[name]
     built = one.build(one.num_frames, one.image_size).eval()
     for weight in built.parameters():
         torch.nn.init.normal_(weight, std=0.2)
@@ -401,6 +404,55 @@ def test_what_a_network_cannot_do_is_said_with_one_that_can(published, vocabular
         loaded.encode_video([picture(0), "none.mp4"])
     with pytest.raises(InputError, match="batch_size=0: must be at least 1"):
         loaded.encode_text("a dog", batch_size=0)
+
+
+def test_the_feature_of_every_kind_of_network():
+    video, ids = torch.randint(0, 256, (2, 4, 3, SIDE, SIDE), dtype=torch.uint8), torch.randint(1, 500, (2, 2, 77))
+    plain = encoder(4, SIDE).eval()
+    decoders = AligningDecoders(
+        embed_dim=32, pooled_dim=16, num_layers=1, teacher_dim=8, final_dim=8, num_frames=4, grid_size=2,
+        decoder="linear",
+    )  # fmt: skip
+    mae = VideoMAE(image_size=SIDE, patch_size=14, num_frames=4, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2.0)
+    words = MobileClipText(vocab_size=516, context_length=77, embed_dim=16, depth=1, num_heads=2, projection_dim=12)
+    with torch.no_grad():
+        pooled = plain(video).pooled
+        assert torch.equal(hub.video_features(plain, video), pooled)
+        assert torch.equal(hub.video_features(Stage1Student(plain, decoders, clip_taps=[1]), video), pooled)
+        assert torch.equal(hub.video_features(mae.eval(), video), mae(video, taps=[1])[0].mean(dim=1))
+        assert torch.equal(hub.text_features(words.eval(), ids), words(ids[:, 0]))
+    for features in (hub.video_features, hub.audio_features, hub.text_features):
+        with pytest.raises(TypeError, match="Linear gives no feature of"):
+            features(torch.nn.Linear(1, 1), video)
+
+
+@pytest.mark.slow
+def test_a_text_tower_with_adapters_leaves_no_weight_at_its_start(published, clips, tmp_path):
+    spm = pytest.importorskip("sentencepiece")
+    from ivt2.models.llama_text import LlamaText
+
+    def build(frames, side):
+        words = LlamaText(
+            vocab_size=291, embed_dim=32, depth=2, num_heads=2, mlp_dim=48, projection_dim=16, lora_rank=2
+        )
+        return ClipModel(encoder(frames, side), words)
+
+    one = release("tiny-llama", build, (part("model", clip.LARGE),), ("video", "text"), tokenizer="llama")
+    zoo.RELEASES = TINY | {"tiny-llama": one}  # undone by small_zoo
+    judge = network("tiny-llama")
+    published(one.parts[0], judge)
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(CAPTIONS * 20), model_writer=file, vocab_size=290, model_type="bpe",
+            byte_fallback=True, minloglevel=2,
+        )  # fmt: skip
+    loaded = ivt2.load("tiny-llama", cache_dir=tmp_path, tokenizer_file=tmp_path / "tokenizer.model")
+    assert any("lora_B" in name for name, _ in loaded.model.named_parameters())
+    assert all(torch.equal(weight, judge.state_dict()[name]) for name, weight in loaded.model.state_dict().items())
+    with torch.no_grad():
+        words = judge.encode_text(loaded.tokenizer([normalize_caption(caption) for caption in CAPTIONS])[0])
+    torch.testing.assert_close(loaded.encode_text(CAPTIONS), words)
+    assert loaded.encode_video(clips).shape == (3, 16)
 
 
 def test_the_package_offers_load_and_nothing_else():
