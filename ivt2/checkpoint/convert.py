@@ -94,6 +94,10 @@ def convert(
     network = _skeleton(release)
     expected = tensor_facts(network.state_dict())
     sources = [_open(part, Path(files[part.name]), expected, allow_other_file) for part in release.parts]
+    for source in sources:  # so that a table that cannot be resized is known before the long work
+        for name in source.plan.resized:
+            blank = torch.empty(_stored(source, name).shape, device="meta")
+            _resized(source, name, blank, expected[name].shape, release)
     givers = {name: source for source in sources for name in source.plan.names}
     _require_cover(release, expected, givers)
     written = {name: TensorFacts(facts.shape, _stored(givers[name], name).dtype) for name, facts in expected.items()}
@@ -252,15 +256,21 @@ def _stored(source: _Source, name: str) -> TensorFacts:
 
 
 def _read(source: _Source, name: str, shape: tuple[int, ...], release: Release) -> Tensor:
-    """A weight in the release's shape; a position table gets the release's frames."""
+    """A weight in the release's shape."""
     tensor = source.plan.read(name, source.file.tensor)
-    if name not in source.plan.resized:
-        return tensor
+    return _resized(source, name, tensor, shape, release) if name in source.plan.resized else tensor
+
+
+def _resized(source: _Source, name: str, table: Tensor, shape: tuple[int, ...], release: Release) -> Tensor:
+    """A position table with the release's frames and patches."""
     frames = source.part.num_frames or release.num_frames
-    resized = resize_table(name, tensor, shape, source_frames=frames, num_frames=release.num_frames)
+    try:
+        resized = resize_table(name, table, shape, source_frames=frames, num_frames=release.num_frames)
+    except InputError as error:
+        raise InputError(f"{source.file.path}: {name}: {error}") from error
     if tuple(resized.shape) != shape:
         raise InputError(
-            f"{source.file.path}: {name} has {tensor.shape[1]} rows, which do not make the {shape[1]} of "
+            f"{source.file.path}: {name} has {table.shape[1]} rows, which do not make the {shape[1]} of "
             f"{release.name}: give the file that belongs to it"
         )
     return resized
@@ -282,7 +292,11 @@ def _write_shards(
         shards[-1].append(name)
         filled += _num_bytes(facts)
     for number, names in enumerate(shards, start=1):
-        write_tensors(folder / shard_name(number, len(shards)), dict(_apart((name, read(name)) for name in names)))
+        shard = folder / shard_name(number, len(shards))
+        shard.touch()
+        mode = shard.stat().st_mode  # the library would let nobody else read it
+        write_tensors(shard, dict(_apart((name, read(name)) for name in names)))
+        shard.chmod(mode)
         on_bytes(sum(_num_bytes(tensors[name]) for name in names))
 
 

@@ -218,6 +218,8 @@ def _zip_entries(path: Path) -> list[_Entry]:
         raise InputError(f"{path}: truncated or damaged ({error}); {_AGAIN}") from error
     if not pickles:
         raise InputError(f"{path}: a zip file, but not one that torch.save wrote; give the file of the weights")
+    if any(entry.name.endswith("/constants.pkl") for entry in entries):
+        raise InputError(f"{path}: contains code (TorchScript), which was not run; give a state dict")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise InputError(f"{path}: was compressed after torch.save wrote it; use the file as it was published")
     if not all(sound):
@@ -257,8 +259,6 @@ def _unpickle(path: Path, *, mmap: bool) -> Any:
             raise InputError(
                 f"{path}: contains code ({asked[1]}), which was not run, and is refused; use a file of plain tensors"
             ) from error
-        if "TorchScript" in str(error):
-            raise InputError(f"{path}: contains code (TorchScript), which was not run; give a state dict") from error
         last_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot be read as weights ({last_line}); {_AGAIN}") from error
 

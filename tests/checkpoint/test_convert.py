@@ -56,6 +56,7 @@ def test_the_folder_says_what_it_is(tmp_path):
     }
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["pixels"] == {"": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "mine.pt").stat().st_mode}
     assert metadata["parents"] == [
         {
             "part": "model",

@@ -45,12 +45,12 @@ class Pair(nn.Module):
         self.temperature = nn.Parameter(torch.ones(1))
 
 
-def build(num_frames, image_size):
+def build(num_frames, image_size, embed_dim=16):
     return InternVideo2(
         image_size=image_size,
         patch_size=14,
         num_frames=num_frames,
-        embed_dim=16,
+        embed_dim=embed_dim,
         depth=2,
         num_heads=2,
         mlp_ratio=2.0,
