@@ -98,13 +98,14 @@ class ReleasedFacts:
         """
         if self.release != release.name:
             raise InputError(f"{folder}: holds {self.release}, not {release.name}; choose another folder or name")
-        for name, here in (
-            ("num_frames", release.num_frames),
-            ("image_size", release.image_size),
-            ("dim", release.dim),
-        ):
-            if getattr(self, name) != here:
-                raise InputError(f"{folder}: has {name}={getattr(self, name)}, {release.name} {here}; {FORMAT.remedy}")
+        sizes = {
+            "num_frames": (self.num_frames, release.num_frames),
+            "image_size": (self.image_size, release.image_size),
+            "dim": (self.dim, release.dim),
+        }
+        for name, (stored, here) in sizes.items():
+            if stored != here:
+                raise InputError(f"{folder}: has {name}={stored}, {release.name} {here}; {FORMAT.remedy}")
         versions = key_map_versions(release)
         if self.key_maps != versions:
             raise InputError(
