@@ -1,4 +1,4 @@
-"""A published network in three lines: ``model, transform, tokenizer = ivt2.load("internvideo2-1b-stage2")``.
+"""A network in three lines: ``model, transform, tokenizer = ivt2.load("internvideo2-1b-stage2")``.
 
 What ``load`` returns also encodes files, pictures, sounds and captions by itself.
 """
@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ from torch.nn.functional import normalize
 
 from ivt2.checkpoint import zoo
 from ivt2.checkpoint.convert import convert
+from ivt2.checkpoint.folder import STATE
 from ivt2.checkpoint.manifest import MANIFEST
-from ivt2.checkpoint.release import Modality, Part, Release
+from ivt2.checkpoint.release import Card, Modality, Part, Release
 from ivt2.checkpoint.released import load_released, read_facts
+from ivt2.checkpoint.trained import load_trained
 from ivt2.checkpoint.zoo import convert_command, find, page_of
 from ivt2.data.inputs import AudioSource, AudioTransform, ClipTransform, VideoSource, each
 from ivt2.data.text import normalize_caption
@@ -29,16 +30,8 @@ from ivt2.data.tokenizer import WordPieceTokenizer
 from ivt2.data.tokenizer_clip import ClipTokenizer
 from ivt2.data.tokenizer_llama import LlamaTokenizer
 from ivt2.errors import InputError
-from ivt2.models.beats import Beats
-from ivt2.models.bert import Bert
-from ivt2.models.clip import ClipModel
-from ivt2.models.heads import VideoClassifier
-from ivt2.models.internvideo2 import InternVideo2
-from ivt2.models.mobileclip import MobileClipText
-from ivt2.models.stage1 import Stage1Student
+from ivt2.models.features import audio_features, text_features, video_features
 from ivt2.models.stage2 import Stage2Model
-from ivt2.models.stage2_audio import Stage2AudioVisualModel
-from ivt2.models.videomae import VideoMAE
 
 CACHE = Path("~/.cache/ivt2")
 """Where releases that were loaded by name stand converted."""
@@ -66,7 +59,7 @@ class Loaded:
         transform: A video or picture to the uint8 clip that the model takes; add a batch dimension.
         tokenizer: Captions to ids and their validity; None where there is no text encoder or no vocabulary.
         audio_transform: A sound to the rows that the model takes; None where there is no audio encoder.
-        release: What was loaded.
+        card: What it is, reads and gives.
         folder: Where the weights are.
     """
 
@@ -74,7 +67,7 @@ class Loaded:
     transform: ClipTransform
     tokenizer: Tokenizer | None
     audio_transform: AudioTransform | None
-    release: Release = field(repr=False)
+    card: Card = field(repr=False)
     folder: Path
 
     def __iter__(self) -> Iterator[nn.Module | ClipTransform | Tokenizer | None]:
@@ -133,9 +126,7 @@ class Loaded:
         texts = [captions] if isinstance(captions, str) else list(captions)
         tokenizer = self.tokenizer
         if tokenizer is None:
-            raise InputError(
-                f"{self.release.name}: no vocabulary, so captions cannot be read; {self._vocabulary_hint()}"
-            )
+            raise InputError(f"{self.card.name}: no vocabulary, so captions cannot be read; {self._vocabulary_hint()}")
 
         def ids(caption: str) -> Tensor:
             text = normalize_caption(caption)
@@ -167,18 +158,18 @@ class Loaded:
                 batch = batch.to(weight.dtype) if batch.is_floating_point() else batch
                 found |= dict(zip(places, normalize(features(self.model, batch).float(), dim=-1).cpu(), strict=True))
             rows += [found[index] for index in range(len(chunk))]
-        return torch.stack(rows) if rows else torch.empty(0, self.release.dim)
+        return torch.stack(rows) if rows else torch.empty(0, self.card.dim)
 
     def _require(self, modalities: tuple[Modality, ...], what: str) -> None:
-        if set(modalities) & set(self.release.modalities):
+        if set(modalities) & set(self.card.modalities):
             return
         able = [one for one in zoo.RELEASES.values() if set(modalities) & set(one.modalities)]
         able.sort(key=lambda one: -len(one.modalities))
         names = ", ".join(one.name for one in able[:4])
-        raise InputError(f"{self.release.name} has no {what}: load a release that has one, such as {names}")
+        raise InputError(f"{self.card.name} has no {what}: load a release that has one, such as {names}")
 
     def _vocabulary_hint(self) -> str:
-        file, source = zoo.TOKENIZERS[str(self.release.tokenizer)]
+        file, source = zoo.TOKENIZERS[str(self.card.tokenizer)]
         return f"get {file} from {page_of(source)} and put it into {self.folder}, or load with tokenizer_file=<file>"
 
 
@@ -193,13 +184,14 @@ def load(
     tokenizer_file: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Loaded:
-    """Load a released network, all its weights from its files and none at a random start.
+    """Load a released or a trained network, all its weights from its files and none at a random start.
 
     A name is looked up in the cache; what is not there is downloaded from the Hugging Face hub, converted and kept. So
     the first time takes disk space twice.
 
     Args:
-        name_or_path: A release, see ``python -m ivt2.cli.zoo``; or a folder that ``python -m ivt2.cli.convert`` wrote.
+        name_or_path: A release, see ``python -m ivt2.cli.zoo``; a folder that ``python -m ivt2.cli.convert`` wrote; or
+            a checkpoint of ``train.py``, such as ``outputs/<run>/checkpoints/last.ckpt``.
         revision: Branch, tag or commit of the repository of the release's last part, where it is loaded by name; the
             others come from their main branch. The commits are recorded in the converted folder.
         num_frames: Frames of a clip where they shall differ from the release's: position tables are resized.
@@ -220,25 +212,46 @@ def load(
     if revision is not None and not by_name:
         raise InputError(f"revision={revision}: only releases that are loaded by name have revisions; leave it out")
     folder = None if by_name else _existing_folder(name_or_path)
+    device = device or "cpu"
+    if folder is not None and (folder / STATE).is_file():
+        if num_frames is not None or image_size is not None:
+            raise InputError(f"{folder}: a run of train.py keeps its sizes; leave num_frames and image_size out")
+        network = load_trained(folder)
+        return _loaded(network.to(device, dtype), _card_of_run(network, folder), folder, tokenizer_file)
     release = find(str(name_or_path) if folder is None else read_facts(folder)[0].release)
     if num_frames is not None and "video" not in release.modalities:
         raise InputError(f"num_frames={num_frames}: {release.name} reads no video; leave it out")
     if tokenizer_file is not None and release.tokenizer is None:
         raise InputError(f"tokenizer_file={tokenizer_file}: {release.name} has no text encoder; leave it out")
-    device = device or "cpu"
     frames, side = num_frames or release.num_frames, image_size or release.image_size
     with torch.device("meta"):  # before anything is fetched: sizes that are not possible are refused here
         model = release.build(frames, side)
     if folder is None:
         folder = _fetched(release, revision, None if cache_dir is None else Path(cache_dir).expanduser())
     load_released(folder, model, release=release, num_frames=frames, dtype=dtype, device=device)
+    return _loaded(model.to(device), replace(release, num_frames=frames, image_size=side), folder, tokenizer_file)
+
+
+def _loaded(model: nn.Module, card: Card, folder: Path, tokenizer_file: str | Path | None) -> Loaded:
     return Loaded(
-        model=model.to(device).eval(),
-        transform=ClipTransform(frames, side),
-        tokenizer=_open_tokenizer(release, model, folder, tokenizer_file),
-        audio_transform=None if release.num_mels is None else AudioTransform(release.num_mels),
-        release=release,
+        model=model.eval(),
+        transform=ClipTransform(card.num_frames, card.image_size),
+        tokenizer=_open_tokenizer(card, model, folder, tokenizer_file),
+        audio_transform=None if card.num_mels is None else AudioTransform(card.num_mels),
+        card=card,
         folder=folder,
+    )
+
+
+def _card_of_run(network: Stage2Model, folder: Path) -> Card:
+    return Card(
+        name=str(folder),
+        title="A run of train.py",
+        modalities=("video", "image", "text"),
+        num_frames=network.vision_encoder.num_frames,
+        image_size=network.vision_encoder.image_size,
+        dim=network.vision_proj.out_features,
+        tokenizer="bert",
     )
 
 
@@ -361,108 +374,27 @@ def _download_vocabulary(release: Release, downloads: Path | None, folder: Path)
     shutil.copyfile(path, folder / file)
 
 
-def _open_tokenizer(
-    release: Release, model: nn.Module, folder: Path, tokenizer_file: str | Path | None
-) -> Tokenizer | None:
+def _open_tokenizer(card: Card, model: nn.Module, folder: Path, tokenizer_file: str | Path | None) -> Tokenizer | None:
     """Tokenizer of the given vocabulary, or of the one beside the weights.
 
     Raises:
-        InputError: It is not a vocabulary of the release's kind and size.
+        InputError: It is not a vocabulary of the network's kind and size.
     """
-    if release.tokenizer is None:
+    if card.tokenizer is None:
         return None
-    beside = [folder / name for name in _VOCABULARIES[release.tokenizer]]
+    beside = [folder / name for name in _VOCABULARIES[card.tokenizer]]
     file = tokenizer_file or next((path for path in beside if path.is_file()), None)
     if file is None:
         return None
     tokenizer: Tokenizer
-    if release.tokenizer == "bert":
+    if card.tokenizer == "bert":
         tokenizer = WordPieceTokenizer(file, max_length=BERT_LENGTH)
         num_tokens = tokenizer.vocabulary.size
     else:
-        tokenizer = ClipTokenizer(file) if release.tokenizer == "clip" else LlamaTokenizer(file)
+        tokenizer = ClipTokenizer(file) if card.tokenizer == "clip" else LlamaTokenizer(file)
         num_tokens = tokenizer.vocab_size
     rows = next(len(weight) for name, weight in model.named_parameters() if _WORD_TABLE.search(name))
-    if rows - num_tokens not in {0, 1}:  # LLaMA's table has a row for padding that its vocabulary lacks
-        raise InputError(f"{file}: has {num_tokens} tokens, {release.name} knows {rows}; give its own vocabulary")
+    # LLaMA's table has a row for padding that its vocabulary lacks; the table of a run may have rows to spare.
+    if not 0 <= rows - num_tokens <= (1 if isinstance(card, Release) else rows):
+        raise InputError(f"{file}: has {num_tokens} tokens, {card.name} knows {rows}; give its own vocabulary")
     return tokenizer
-
-
-@singledispatch
-def video_features(model: nn.Module, video: Tensor) -> Tensor:
-    """Features [B, E] of clips [B, T, C, H, W]."""
-    raise TypeError(f"{type(model).__name__} gives no feature of clips {list(video.shape)}")
-
-
-@video_features.register
-def _(model: InternVideo2, video: Tensor) -> Tensor:
-    return model(video).pooled  # type: ignore[no-any-return]
-
-
-@video_features.register
-def _(model: Stage1Student, video: Tensor) -> Tensor:
-    return model.encoder(video).pooled  # type: ignore[no-any-return]
-
-
-@video_features.register
-def _(model: VideoClassifier, video: Tensor) -> Tensor:
-    return model.encoder(video).pooled  # type: ignore[no-any-return]
-
-
-@video_features.register
-def _(model: Stage2Model, video: Tensor) -> Tensor:
-    return model.embed_video(model.encode_video(video))
-
-
-@video_features.register
-def _(model: ClipModel, video: Tensor) -> Tensor:
-    return model.encode_video(video)
-
-
-@video_features.register
-def _(model: VideoMAE, video: Tensor) -> Tensor:
-    return model(video, taps=[model.depth - 1])[0].mean(dim=1)  # type: ignore[no-any-return]
-
-
-@singledispatch
-def audio_features(model: nn.Module, fbank: Tensor) -> Tensor:
-    """Features [B, E] of sounds [B, F, M]."""
-    raise TypeError(f"{type(model).__name__} gives no feature of sounds {list(fbank.shape)}")
-
-
-@audio_features.register
-def _(model: Stage2AudioVisualModel, fbank: Tensor) -> Tensor:
-    return model.embed_audio(model.encode_audio(fbank))
-
-
-@audio_features.register
-def _(model: Beats, fbank: Tensor) -> Tensor:
-    return model(fbank).tokens.mean(dim=1)  # type: ignore[no-any-return]
-
-
-@singledispatch
-def text_features(model: nn.Module, ids_and_valid: Tensor) -> Tensor:
-    """Features [M, E] of captions: [M, 2, L] holds the ids of each, and 1 where they are valid."""
-    raise TypeError(f"{type(model).__name__} gives no feature of captions {list(ids_and_valid.shape)}")
-
-
-@text_features.register
-def _(model: Stage2Model, ids_and_valid: Tensor) -> Tensor:
-    input_ids, valid = ids_and_valid.unbind(dim=1)
-    return model.embed_text(model.encode_text(input_ids, valid.bool()))
-
-
-@text_features.register
-def _(model: ClipModel, ids_and_valid: Tensor) -> Tensor:
-    return model.encode_text(ids_and_valid[:, 0])
-
-
-@text_features.register
-def _(model: Bert, ids_and_valid: Tensor) -> Tensor:
-    input_ids, valid = ids_and_valid.unbind(dim=1)
-    return model.encode_text(input_ids, valid.bool())[:, 0]
-
-
-@text_features.register
-def _(model: MobileClipText, ids_and_valid: Tensor) -> Tensor:
-    return model(ids_and_valid[:, 0])  # type: ignore[no-any-return]

@@ -35,21 +35,17 @@ class Part:
     """Temporal positions of the position tables in the file; None where it has none."""
 
 
-@dataclass(frozen=True)
-class Release:
-    """A published network.
-
-    ``build`` gets the number of frames and the side of a frame in pixels; called under ``torch.device("meta")`` it
-    allocates nothing.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a network is, reads and gives."""
 
     name: str
     title: str
-    build: Callable[[int, int], nn.Module]
-    parts: tuple[Part, ...]
     modalities: tuple[Modality, ...]
     num_frames: int
+    """Frames of a clip."""
     image_size: int
+    """Side of a frame in pixels."""
     dim: int
     """Width of the features that are compared, or of the pooled feature."""
     tokenizer: Literal["bert", "llama", "clip"] | None = None
@@ -57,3 +53,15 @@ class Release:
     """What it is good for, and what it cannot do."""
     num_mels: int | None = None
     """Mel bins of the sound that it reads, ten seconds of it; None where it reads none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release(Card):
+    """A published network.
+
+    ``build`` gets the number of frames and the side of a frame in pixels; called under ``torch.device("meta")`` it
+    allocates nothing.
+    """
+
+    build: Callable[[int, int], nn.Module]
+    parts: tuple[Part, ...]

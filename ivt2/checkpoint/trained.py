@@ -29,15 +29,15 @@ PREFIX = "model."
 """Where a training module keeps its network."""
 
 
-def load_trained(folder: Path) -> nn.Module:
-    """Rebuild and fill the network of a training checkpoint, in float32 on the CPU.
+def load_trained(folder: Path) -> Stage2Model:
+    """Rebuild and fill the network of a stage-2 training checkpoint, in float32 on the CPU.
 
     Args:
         folder: A checkpoint of ``train.py``, such as ``outputs/<run>/checkpoints/last.ckpt``.
 
     Raises:
-        InputError: The folder is damaged, its configuration does not describe one of ``NETWORKS``, or its weights are
-            not exactly those of that network.
+        InputError: The folder is damaged, its configuration does not describe a stage-2 model made of ``NETWORKS``, or
+            its weights are not exactly those of that model.
     """
     folder = Path(folder)
     verify(folder)
@@ -47,6 +47,8 @@ def load_trained(folder: Path) -> nn.Module:
     config = json.loads(path.read_text(encoding="ascii"))
     node = config.get("module", {}).get("model") if isinstance(config, dict) else None
     network = _build(node, f"{path}: module.model")
+    if not isinstance(network, Stage2Model):
+        raise InputError(f"{path}: describes a {type(network).__name__} alone; fill your own with load_weights")
     load_weights(network, folder, prefix=PREFIX)
     return network
 

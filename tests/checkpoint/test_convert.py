@@ -336,7 +336,9 @@ def peak():
 path, output, width, depth, shard_bytes = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 part = Part("model", KeyMap("wide", 1), "wide.pt", "Example/wide", "MIT")
 build = lambda num_frames, image_size: nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(depth)))
-release = Release("wide", "Wide", build, (part,), ("video",), 1, 14, 8)
+release = Release(
+    name="wide", title="Wide", build=build, parts=(part,), modalities=("video",), num_frames=1, image_size=14, dim=8
+)
 before = peak()
 convert(release, {"model": path}, output, shard_bytes=shard_bytes)
 print(json.dumps([before, peak()]))

@@ -14,11 +14,12 @@ from torch.nn.functional import normalize
 
 import ivt2
 from ivt2 import hub
-from ivt2.checkpoint import zoo
+from ivt2.checkpoint import save_checkpoint, zoo
 from ivt2.checkpoint.convert import convert
 from ivt2.checkpoint.keymaps import audio, clip, stage1, stage2, text
 from ivt2.checkpoint.release import Part, Release
 from ivt2.data.inputs import AudioTransform, ClipTransform
+from ivt2.data.synthetic import VOCABULARY_FILE
 from ivt2.data.text import normalize_caption
 from ivt2.data.tokenizer import WordPieceTokenizer, train_vocabulary
 from ivt2.data.tokenizer_clip import ClipTokenizer
@@ -29,11 +30,8 @@ from ivt2.models.clip import ClipModel
 from ivt2.models.heads import ClassificationHead, VideoClassifier
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.mobileclip import MobileClipText
-from ivt2.models.stage1 import Stage1Student
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
-from ivt2.models.videomae import VideoMAE
-from ivt2.nn.aligning import AligningDecoders
 from ivt2.ops.position import resize_position_table
 from tests.data.clips import encode, picture, tone, wav
 
@@ -406,26 +404,6 @@ def test_what_a_network_cannot_do_is_said_with_one_that_can(published, vocabular
         loaded.encode_text("a dog", batch_size=0)
 
 
-def test_the_feature_of_every_kind_of_network():
-    video, ids = torch.randint(0, 256, (2, 4, 3, SIDE, SIDE), dtype=torch.uint8), torch.randint(1, 500, (2, 2, 77))
-    plain = encoder(4, SIDE).eval()
-    decoders = AligningDecoders(
-        embed_dim=32, pooled_dim=16, num_layers=1, teacher_dim=8, final_dim=8, num_frames=4, grid_size=2,
-        decoder="linear",
-    )  # fmt: skip
-    mae = VideoMAE(image_size=SIDE, patch_size=14, num_frames=4, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2.0)
-    words = MobileClipText(vocab_size=516, context_length=77, embed_dim=16, depth=1, num_heads=2, projection_dim=12)
-    with torch.no_grad():
-        pooled = plain(video).pooled
-        assert torch.equal(hub.video_features(plain, video), pooled)
-        assert torch.equal(hub.video_features(Stage1Student(plain, decoders, clip_taps=[1]), video), pooled)
-        assert torch.equal(hub.video_features(mae.eval(), video), mae(video, taps=[1])[0].mean(dim=1))
-        assert torch.equal(hub.text_features(words.eval(), ids), words(ids[:, 0]))
-    for features in (hub.video_features, hub.audio_features, hub.text_features):
-        with pytest.raises(TypeError, match="Linear gives no feature of"):
-            features(torch.nn.Linear(1, 1), video)
-
-
 @pytest.mark.slow
 def test_a_text_tower_with_adapters_leaves_no_weight_at_its_start(published, clips, tmp_path):
     spm = pytest.importorskip("sentencepiece")
@@ -459,3 +437,36 @@ def test_the_package_offers_load_and_nothing_else():
     assert ivt2.load is hub.load
     with pytest.raises(AttributeError, match="no attribute 'unload'"):
         _ = ivt2.unload
+
+
+def test_a_run_of_training(clips, tmp_path):
+    vision = {
+        "image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
+        "mlp_ratio": 2.0, "pool_num_heads": 2, "pooled_dim": 8,
+    }  # fmt: skip
+    text = {
+        "vocab_size": 256, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_positions": 48,
+        "fusion_layer": 1, "encoder_width": 16,
+    }  # fmt: skip
+    model = {
+        "_target_": "ivt2.models.stage2.Stage2Model",
+        "vision_encoder": {"_target_": "ivt2.models.internvideo2.InternVideo2", **vision},
+        "text_encoder": {"_target_": "ivt2.models.bert.Bert", **text},
+        "contrastive_dim": 6,
+    }
+    judge = Stage2Model(InternVideo2(**vision), Bert(**text), contrastive_dim=6).eval()
+    state = {f"model.{name}": value for name, value in judge.state_dict().items()}
+    folder = tmp_path / "last.ckpt"
+    save_checkpoint(folder, {"state_dict": state}, config={"module": {"model": model}}, metadata={})
+
+    loaded = ivt2.load(folder, tokenizer_file=VOCABULARY_FILE)
+    ids, valid = loaded.tokenizer(["a red square"])
+    with torch.no_grad():
+        video = judge.embed_video(judge.encode_video(loaded.transform(clips[0])[None]))
+        words = judge.embed_text(judge.encode_text(ids, valid))
+    torch.testing.assert_close(loaded.encode_video(clips[0]), video)
+    torch.testing.assert_close(loaded.encode_text("a red square"), words)
+    assert not loaded.model.training
+    assert next(ivt2.load(folder, dtype=torch.bfloat16).model.parameters()).dtype == torch.bfloat16
+    with pytest.raises(InputError, match="keeps its sizes"):
+        ivt2.load(folder, num_frames=8)
