@@ -265,15 +265,9 @@ def _resized(source: _Source, name: str, table: Tensor, shape: tuple[int, ...], 
     """A position table with the release's frames and patches."""
     frames = source.part.num_frames or release.num_frames
     try:
-        resized = resize_table(name, table, shape, source_frames=frames, num_frames=release.num_frames)
+        return resize_table(name, table, shape, source_frames=frames, num_frames=release.num_frames)
     except InputError as error:
         raise InputError(f"{source.file.path}: {name}: {error}") from error
-    if tuple(resized.shape) != shape:
-        raise InputError(
-            f"{source.file.path}: {name} has {table.shape[1]} rows, which do not make the {shape[1]} of "
-            f"{release.name}: give the file that belongs to it"
-        )
-    return resized
 
 
 def _write_shards(

@@ -259,8 +259,9 @@ def _unpickle(path: Path, *, mmap: bool) -> Any:
             raise InputError(
                 f"{path}: contains code ({asked[1]}), which was not run, and is refused; use a file of plain tensors"
             ) from error
-        last_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: cannot be read as weights ({last_line}); {_AGAIN}") from error
+        said = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # before it torch advises to run the code
+        reason = said.splitlines()[0] if said else type(error).__name__
+        raise InputError(f"{path}: cannot be read as weights ({reason}); {_AGAIN}") from error
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:

@@ -311,28 +311,32 @@ def resize_table(name: str, table: Tensor, shape: tuple[int, ...], *, source_fra
         InputError: The rows are not those of so many frames.
     """
     kind = name.rpartition(".")[2]
-    if kind.endswith("temporal"):
-        return resize_position_table(
-            table, source_frames=source_frames, num_frames=num_frames, grid_size=1, num_prefix=0
-        )
     if kind.endswith("spatial") or kind.startswith("img_"):
         source_frames = num_frames = 1
     if shape[1] == 1 or (tuple(table.shape) == shape and source_frames == num_frames):
         return table
-    for num_prefix in (0, 1):
-        grid_size = math.isqrt((shape[1] - num_prefix) // num_frames)
-        if grid_size and num_prefix + num_frames * grid_size**2 == shape[1]:
-            return resize_position_table(
-                table,
-                source_frames=source_frames,
-                num_frames=num_frames,
-                grid_size=grid_size,
-                num_prefix=num_prefix,
-            )
-    raise InputError(
-        f"{name}: the network's {shape[1]} rows are not those of {num_frames} square frames: give the number of "
-        "frames that the network was built with"
+    num_prefix, grid_size = (0, 1) if kind.endswith("temporal") else _layout(shape[1], num_frames)
+    if num_prefix + num_frames * grid_size**2 != shape[1]:
+        raise InputError(
+            f"{name}: the network's {shape[1]} rows are not those of {num_frames} square frames: give the number of "
+            "frames that the network was built with"
+        )
+    return resize_position_table(
+        table,
+        source_frames=source_frames,
+        num_frames=num_frames,
+        grid_size=grid_size,
+        num_prefix=num_prefix,
     )
+
+
+def _layout(num_rows: int, num_frames: int) -> tuple[int, int]:
+    """CLS rows of a table and side of its grid; what does not add up is left to the caller."""
+    for num_prefix in (0, 1):  # at most one of them fits
+        grid_size = math.isqrt((num_rows - num_prefix) // num_frames)
+        if num_prefix + num_frames * grid_size**2 == num_rows:
+            break
+    return num_prefix, grid_size
 
 
 def _shards(folder: Path, entries: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -368,15 +372,8 @@ def _require_frames(network: nn.Module, name: str, num_frames: int) -> None:
 
 
 def _resized(opened: ReleasedFolder, name: str, table: Tensor, target: Tensor, num_frames: int) -> Tensor:
-    shape = tuple(target.shape)
-    resized = resize_table(name, table, shape, source_frames=opened.facts.num_frames, num_frames=num_frames)
-    if tuple(resized.shape) != shape:
-        raise InputError(
-            f"{opened.path}: {name} has {table.shape[1]} rows for {opened.facts.num_frames} frames, which {num_frames} "
-            f"frames make {resized.shape[1]}, but the network has {shape[1]}: give the number of frames that it was "
-            "built with"
-        )
-    return resized
+    frames = opened.facts.num_frames
+    return resize_table(name, table, tuple(target.shape), source_frames=frames, num_frames=num_frames)
 
 
 def _like(target: Tensor, value: Tensor) -> Tensor:

@@ -285,6 +285,30 @@ def test_networks_of_every_family_go_there_and_back(tmp_path, name):
     assert shards[0].read_bytes() == shards[1].read_bytes()
 
 
+def test_tensors_that_a_file_stores_once_become_two(tmp_path):
+    held = published(tmp_path / "a.pt")
+    held["blocks.1.norm1.weight"] = held["blocks.0.norm1.weight"]
+    torch.save(held, tmp_path / "a.pt")
+    folder = convert(release(), {"model": tmp_path / "a.pt"}, tmp_path / "a")
+    with torch.device("meta"):
+        network = build(4, 28)
+    load_released(folder, network)
+    one, other = network.blocks[0].norm1.weight, network.blocks[1].norm1.weight
+    assert torch.equal(one, other)
+    assert one.data_ptr() != other.data_ptr()
+
+
+def test_what_a_file_repeats_must_be_equal(tmp_path):
+    key_map, build = FAMILIES["visual"]
+    tiny = release(part("model", key_map, num_frames=2), num_frames=2, build=lambda *_: build())
+    held = dict(key_map.write(filled(build)))
+    held["text_encoder.cls.predictions.decoder.weight"] = held["text_encoder.cls.predictions.decoder.weight"] + 1
+    torch.save(held, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a.pt: text_encoder.cls.predictions.decoder.weight must repeat"):
+        convert(tiny, {"model": tmp_path / "a.pt"}, tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
 def test_each_part_goes_back_alone(tmp_path):
     expected = write_pair(tmp_path)
     folder = convert(pair(), {name: tmp_path / f"{name}.pt" for name in ("vision", "delta")}, tmp_path / "pair")

@@ -175,6 +175,14 @@ def test_code_is_refused_and_not_run(tmp_path, zipped):
     assert not mark.exists()
 
 
+def test_nobody_is_told_to_run_what_is_refused(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "a.pth", pickle_protocol=4)
+    message = refusal(tmp_path / "a.pth")
+    assert "cannot be read as weights (Unsupported operand 149); fetch it again" in message
+    torch.save({"a": Code(os.getcwd)}, tmp_path / "a.pth")
+    assert "weights_only" not in message + refusal(tmp_path / "a.pth")
+
+
 def test_a_network_pickled_whole_is_code(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
     assert "contains code (torch.nn.modules.linear.Linear)" in refusal(tmp_path / "a.pth")

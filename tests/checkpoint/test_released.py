@@ -121,6 +121,12 @@ def test_every_kind_of_table(name, rows, source_frames, num_frames, target_rows)
         assert not torch.equal(resized, table)
 
 
+def test_a_table_of_other_frames_than_said_is_refused():
+    for name, rows in (("pos_embed_temporal", 5), ("pos_embed", 15), ("img_pos_embed", 8)):
+        with pytest.raises(InputError, match=rf"{name}: the network's {rows} rows are not those of \d square frames"):
+            resize_table(name, torch.zeros(1, 9, 4), (1, rows, 4), source_frames=2, num_frames=4)
+
+
 def test_another_network_is_described_and_left_alone(folder):
     class Other(nn.Module):
         def __init__(self):
@@ -164,11 +170,10 @@ def test_buffers_are_filled_and_those_that_cannot_be_are_a_defect(folder):
 
 def test_shared_weights_stay_shared(folder):
     network = skeleton()
-    for leaf in ("weight", "bias"):
-        setattr(network.blocks[1].norm1, leaf, None)
-    network.blocks[1].norm1 = network.blocks[0].norm1
+    network.blocks[1].norm1.weight = network.blocks[0].norm1.weight
     load_released(folder, network)
     assert network.blocks[1].norm1.weight is network.blocks[0].norm1.weight
+    assert network.blocks[1].norm2.weight is not network.blocks[0].norm2.weight
 
 
 def test_the_folder_must_be_the_release_that_is_expected(folder):
