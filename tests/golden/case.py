@@ -54,9 +54,14 @@ class Case:
         """Reference state dict of one sub-model, under the reference's own parameter names."""
         return self._under(f"sd/{model}/")
 
-    def close(self, name: str, actual: Tensor, *, atol: float = 1e-5, rtol: float = 1e-4) -> None:
-        """Compare with the recorded ``out/<name>``; the message names the case and the output."""
+    def close(self, name: str, actual: Tensor, *, atol: float | None = None, rtol: float = 1e-5) -> None:
+        """Compare with the recorded ``out/<name>``; the message names the case and the output.
+
+        ``atol`` is 1e-5 of the greatest recorded value unless given.
+        """
         expected = self.outputs[name]
+        if atol is None:
+            atol = 1e-5 * expected.double().abs().max().item() if expected.numel() else 0.0
         if actual.shape != expected.shape:
             raise AssertionError(f"{self.name}/{name}: shape {tuple(actual.shape)}, recorded {tuple(expected.shape)}")
         torch.testing.assert_close(

@@ -46,7 +46,7 @@ def check(case: Case) -> None:
         results |= part(case)
     assert results.keys() == case.outputs.keys()
     for name, value in results.items():
-        case.close(name, value, atol=2e-5)
+        case.close(name, value)
 
 
 def _ids(case: Case, kind: str) -> Tensor | None:
