@@ -62,7 +62,6 @@ class Mixture:
         self.steps_of_source = _share(self._full_batches, weights)
         self.steps_per_epoch = sum(self.steps_of_source)
         self._schedules: dict[int, tuple[NDArray[np.int64], Indices]] = {}
-        self._orders: dict[int, tuple[int, Indices]] = {}
 
     def schedule(self, epoch: int) -> NDArray[np.int64]:
         """Return the source of each step of an epoch."""
@@ -80,11 +79,13 @@ class Mixture:
         turn = epoch * self.steps_of_source[source] + int(turns[step])
         source_epoch, batch = divmod(turn, self._full_batches[source])
         begin = batch * self.global_batch_size
-        samples = self._order(source, source_epoch)[begin : begin + self.global_batch_size]
+        samples = self.orders[source].samples(source_epoch, begin, begin + self.global_batch_size)
         return Step(source, source_epoch, samples)
 
     def _schedule(self, epoch: int) -> tuple[NDArray[np.int64], Indices]:
         """For each step its source, and how many steps of the epoch before it had the same source."""
+        if epoch not in self._schedules and len(self.orders) == 1:
+            self._schedules = {epoch: (np.zeros(self.steps_per_epoch, np.int64), np.arange(self.steps_per_epoch))}
         if epoch not in self._schedules:
             sources = np.repeat(np.arange(len(self.orders)), self.steps_of_source)
             sources = sources[permutation(self.steps_per_epoch, self.seed, epoch, _SCHEDULE_STREAM)]
@@ -93,13 +94,6 @@ class Mixture:
                 turns[sources == source] = np.arange(count)
             self._schedules = {epoch: (sources, turns)}
         return self._schedules[epoch]
-
-    def _order(self, source: int, epoch: int) -> Indices:
-        held_epoch, order = self._orders.get(source, (-1, np.empty(0, np.int64)))
-        if held_epoch != epoch:
-            order = self.orders[source].epoch_order(epoch)
-            self._orders[source] = epoch, order
-        return order
 
 
 def _share(full_batches: Sequence[int], weights: Sequence[float] | None) -> list[int]:

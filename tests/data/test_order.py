@@ -1,9 +1,13 @@
 """Exact: orders are permutations, functions of seed and epoch alone, and mixed well even within one shard."""
 
+import tracemalloc
+from itertools import zip_longest
+
 import numpy as np
 import pytest
 
 from ivt2.data.order import SampleOrder, permutation, rank_slice
+from ivt2.ops.random import derive_seed
 
 SHAPES = [[1], [5], [100], [1000], [64] * 3, [7, 0, 13, 1], [10] * 200, [3, 300], [1] * 65]
 
@@ -14,6 +18,44 @@ def test_every_epoch_is_a_permutation(samples_per_shard, options):
     order = SampleOrder(samples_per_shard, seed=3, **options)
     for epoch in (0, 1, 7):
         assert sorted(order.epoch_order(epoch).tolist()) == list(range(sum(samples_per_shard)))
+
+
+def slow_order(samples_per_shard, epoch, seed, num_streams, shuffle_buffer):
+    """The definition, sample by sample."""
+    cuts = -(-num_streams // len(samples_per_shard))
+    pieces, first = [], 0
+    for size in samples_per_shard:
+        runs = [range(first + size * cut // cuts, first + size * (cut + 1) // cuts) for cut in range(cuts)]
+        pieces += [run for run in runs if run]
+        first += size
+    pieces = [pieces[number] for number in permutation(len(pieces), seed, epoch, 0)]
+    streams = []
+    for number in range(min(num_streams, len(pieces))):
+        samples = [sample for piece in pieces[number::num_streams] for sample in piece]
+        bits = np.random.Philox(key=derive_seed(seed, epoch, number + 1)).random_raw(len(samples)).tolist()
+        places = sorted(range(len(samples)), key=lambda place: (place // shuffle_buffer, bits[place]))
+        streams.append([samples[place] for place in places])
+    return [sample for turn in zip_longest(*streams) for sample in turn if sample is not None]
+
+
+@pytest.mark.parametrize("samples_per_shard", SHAPES)
+@pytest.mark.parametrize(("num_streams", "shuffle_buffer"), [(64, 4096), (1, 7), (4, 8), (7, 30)])
+def test_any_part_is_found_without_the_rest(samples_per_shard, num_streams, shuffle_buffer):
+    whole = slow_order(samples_per_shard, 5, 3, num_streams, shuffle_buffer)
+    order = SampleOrder(samples_per_shard, seed=3, num_streams=num_streams, shuffle_buffer=shuffle_buffer)
+    assert order.epoch_order(5).tolist() == whole
+    for begin, length in np.random.default_rng(0).integers(0, len(whole) + 1, (9, 2)).tolist():
+        assert order.samples(5, begin, begin + length).tolist() == whole[begin : begin + length]
+
+
+def test_a_place_in_a_hundred_million_samples_takes_little_memory():
+    order = SampleOrder([1000] * 100_000, seed=0)
+    tracemalloc.start()
+    samples = order.samples(0, 64_000_000, 64_000_064)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32e6
+    assert len(set((samples // 1000).tolist())) == 64
 
 
 def test_order_depends_on_seed_and_epoch_alone():
