@@ -8,18 +8,18 @@ they are, never which class to build: whoever reads them takes the network from 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ivt2.checkpoint.difference import describe_difference, shorten
+from ivt2.checkpoint.difference import describe_difference
 from ivt2.checkpoint.keymaps.keymap import TensorFacts, tensor_facts
 from ivt2.checkpoint.manifest import MANIFEST, FolderFormat, OnBytes, ignore
 from ivt2.checkpoint.reference_file import ReferenceFile
 from ivt2.checkpoint.release import Release
+from ivt2.checkpoint.weights import fill
 from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.ops.position import resize_position_table
@@ -110,7 +110,7 @@ class ReleasedFacts:
         if self.key_maps != versions:
             raise InputError(
                 f"{folder}: was converted with key maps {_listed(self.key_maps)}, this version of ivt2 has "
-                f"{_listed(versions)}; convert it again"
+                f"{_listed(versions)}; convert it again, or remove it where it was loaded by name"
             )
 
 
@@ -278,21 +278,16 @@ def load_released(
     for name in resized:  # so that a table that cannot be resized is known before anything is loaded
         _require_frames(network, name, frames)
         _resized(opened, name, torch.empty(opened.tensors[name].shape, device="meta"), targets[name], frames)
-    made: dict[int, Tensor] = {}  # by the tensor on the meta device that it replaces: shared weights stay shared
-    for name, stored in opened.read():
-        target = targets[name]
-        value = _resized(opened, name, stored.float(), target, frames) if name in resized else stored
-        if target.is_meta:
-            kept = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
-            made.setdefault(id(target), _like(target, value.to(device, kept, copy=True)))
-            owner, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(owner), leaf, made[id(target)])
-        else:
-            with torch.no_grad():
-                target.copy_(value)
-    remaining = [name for name, tensor in chain(network.named_parameters(), network.named_buffers()) if tensor.is_meta]
-    if remaining:
-        raise RuntimeError(f"{shorten('still on the meta device', remaining)}: build these buffers in memory")
+
+    def values() -> Iterator[tuple[str, Tensor]]:
+        for name, stored in opened.read():
+            value = _resized(opened, name, stored.float(), targets[name], frames) if name in resized else stored
+            if targets[name].is_meta:
+                kept = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
+                value = value.to(device, kept, copy=True)
+            yield name, value
+
+    fill(network, values())
     return opened.facts
 
 
@@ -374,8 +369,3 @@ def _require_frames(network: nn.Module, name: str, num_frames: int) -> None:
 def _resized(opened: ReleasedFolder, name: str, table: Tensor, target: Tensor, num_frames: int) -> Tensor:
     frames = opened.facts.num_frames
     return resize_table(name, table, tuple(target.shape), source_frames=frames, num_frames=num_frames)
-
-
-def _like(target: Tensor, value: Tensor) -> Tensor:
-    """A new tensor as what stands in the network: as a parameter or not."""
-    return nn.Parameter(value, requires_grad=target.requires_grad) if isinstance(target, nn.Parameter) else value

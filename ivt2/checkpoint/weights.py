@@ -1,11 +1,13 @@
 """Strict loading of weights into a network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ivt2.checkpoint.difference import describe_difference
+from ivt2.checkpoint.difference import describe_difference, shorten
 from ivt2.checkpoint.folder import read_shapes, read_weights
 from ivt2.errors import InputError
 
@@ -28,17 +30,51 @@ def load_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
     module.load_state_dict(weights)
 
 
-def require_same_architecture(module: nn.Module, folder: Path) -> None:
+def require_same_architecture(module: nn.Module, folder: Path, *, prefix: str = "") -> None:
     """Compare names and shapes in a checkpoint with those of a module, before anything is loaded.
 
     Args:
-        module: What the weights shall be loaded into, whole.
+        module: What the weights shall be loaded into, whole; may be on the meta device.
         folder: Checkpoint folder.
+        prefix: As in ``load_weights``.
 
     Raises:
         InputError: As ``load_weights``.
     """
-    _compare(module, folder, read_shapes(folder))
+    shapes = read_shapes(folder)
+    _compare(module, folder, {name.removeprefix(prefix): shapes[name] for name in shapes if name.startswith(prefix)})
+
+
+def fill(network: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Give a network its weights and buffers, also one on the meta device, where shared ones stay shared.
+
+    Args:
+        network: What is in memory keeps its place and its dtype; what is on the meta device is replaced by the value.
+        values: By the names of the network's state, of its shapes; those for the meta device belong to the network
+            afterwards.
+
+    Raises:
+        RuntimeError: Something is still on the meta device: no value has its name.
+    """
+    targets: dict[str, Tensor] = network.state_dict(keep_vars=True)
+    made: dict[int, Tensor] = {}  # by the tensor on the meta device that it replaces
+    for name, value in values:
+        target = targets[name]
+        if target.is_meta:
+            made.setdefault(id(target), _like(target, value))
+            owner, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(owner), leaf, made[id(target)])
+        else:
+            with torch.no_grad():
+                target.copy_(value)
+    remaining = [name for name, tensor in chain(network.named_parameters(), network.named_buffers()) if tensor.is_meta]
+    if remaining:
+        raise RuntimeError(f"{shorten('still on the meta device', remaining)}: build these buffers in memory")
+
+
+def _like(target: Tensor, value: Tensor) -> Tensor:
+    """A new tensor as what stands in the network: as a parameter or not."""
+    return nn.Parameter(value, requires_grad=target.requires_grad) if isinstance(target, nn.Parameter) else value
 
 
 def _compare(module: nn.Module, path: Path, stored: Mapping[str, tuple[int, ...]]) -> None:

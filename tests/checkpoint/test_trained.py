@@ -1,9 +1,11 @@
 import copy
+import json
 
 import pytest
 import torch
 
-from ivt2.checkpoint import save_checkpoint
+from ivt2.checkpoint import manifest, save_checkpoint
+from ivt2.checkpoint.manifest import sha256
 from ivt2.checkpoint.trained import load_trained
 from ivt2.errors import InputError
 from ivt2.models.bert import Bert
@@ -55,8 +57,22 @@ def test_the_network_of_a_run_comes_back(tmp_path, network):
     [
         (lambda model: model.update(_target_="os.system"), "'os.system', not a network"),
         (lambda model: model["vision_encoder"].update(_target_="ivt2.data.shards.ShardWriter"), "not a network"),
-        (lambda model: model["vision_encoder"].update(mean=[{"_target_": "os.system"}]), "must be a number, a word"),
-        (lambda model: model["vision_encoder"].update(mean={"_target_": "os.system"}), "'os.system', not a network"),
+        (lambda model: model["vision_encoder"].update(mean=[{"_target_": "os.system"}]), "mean is .*, which that"),
+        (lambda model: model["vision_encoder"].update(mean={"_target_": "os.system"}), "mean is .*, which that"),
+        (lambda model: model.update(vision_encoder=model["text_encoder"]), "describes Bert, not InternVideo2"),
+        (lambda model: model.update(vision_encoder=[model["vision_encoder"]]), "vision_encoder is None, not a network"),
+        (lambda model: model["vision_encoder"].pop("embed_dim"), "vision_encoder has no value for 'embed_dim'"),
+        (lambda model: model.update(contrastive_dim="4"), "contrastive_dim is '4', which that network does not take"),
+        (lambda model: model.update(contrastive_dim=True), "contrastive_dim is 'True', which that network does not"),
+        (lambda model: model["vision_encoder"].update(position="joined"), "position is 'joined', which that network"),
+        (lambda model: model["vision_encoder"].update(pooled_dim=2**40), "of another shape"),
+        (lambda model: model["vision_encoder"].update(embed_dim=10**30), "describes no possible InternVideo2"),
+        (lambda model: model["vision_encoder"].update(embed_dim=-16), "describes no possible InternVideo2"),
+        (lambda model: model["vision_encoder"].update(patch_size=0), "describes no possible InternVideo2"),
+        (lambda model: model["vision_encoder"].update(mlp_ratio=float("nan")), "describes no possible InternVideo2"),
+        (lambda model: model["vision_encoder"].update(num_frames=10**9), "of another shape"),
+        (lambda model: model["vision_encoder"].update(depth=10**9), "depth=1000000000: the file holds [0-9]+ tensors"),
+        (lambda model: model["text_encoder"].update(vocab_size=10**12), "of another shape"),
         (lambda model: model.update(colour="red"), "has no argument 'colour'"),
         (lambda model: model.update(contrastive_dim=5), "of another shape"),
     ],
@@ -68,9 +84,29 @@ def test_what_a_configuration_may_not_say(tmp_path, network, change, message):
         load_trained(save(tmp_path / "last.ckpt", network, config))
 
 
+@pytest.mark.parametrize("config", [[], {"module": []}, {"module": {"model": "os.system"}}, {}])
+def test_configurations_of_something_else(tmp_path, network, config):
+    with pytest.raises(InputError, match=r"module\.model is None, not a network"):
+        load_trained(save(tmp_path / "last.ckpt", network, config))
+
+
 def test_a_checkpoint_without_configuration(tmp_path, network):
+    folder = save(tmp_path / "last.ckpt", network, None)
     with pytest.raises(InputError, match=r"config\.json: missing"):
-        load_trained(save(tmp_path / "last.ckpt", network, None))
+        load_trained(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG))  # put there later, under no seal
+    with pytest.raises(InputError, match=r"config\.json: missing"):
+        load_trained(folder)
+
+
+def test_a_file_is_read_once_and_only_where_it_is_needed(tmp_path, network, monkeypatch):
+    folder = save(tmp_path / "last.ckpt", network, CONFIG)
+    read = []
+    monkeypatch.setattr(manifest, "sha256", lambda path, **_: read.append(path.name) or sha256(path))
+    before = torch.get_rng_state()
+    load_trained(folder)
+    assert read == ["config.json", "model.safetensors"]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_damaged_configuration(tmp_path, network):
