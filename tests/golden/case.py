@@ -54,6 +54,17 @@ class Case:
         """Reference state dict of one sub-model, under the reference's own parameter names."""
         return self._under(f"sd/{model}/")
 
+    def outputs_of(self, model: str) -> dict[str, str]:
+        """Recorded outputs of one sub-model of the configuration by what stands behind its name.
+
+        An output belongs to the longest name that it begins with, so that one name may begin with another.
+        """
+        return {
+            output.removeprefix(f"{model}_"): output
+            for output in self.outputs
+            if max((name for name in self.config if output.startswith(f"{name}_")), key=len, default=None) == model
+        }
+
     def close(self, name: str, actual: Tensor, *, atol: float | None = None, rtol: float = 1e-5) -> None:
         """Compare with the recorded ``out/<name>``; the message names the case and the output.
 

@@ -19,10 +19,28 @@ HEAD_NAMES = {
     "head.": "linear.",
 }
 MERGE_NORMS = {"LN": "layer", "BN": "batch", "kaiming_BN": "plain_batch"}
+PUBLISHED = {
+    "patch_size": 14,
+    "img_size": 224,
+    "num_frames": 8,
+    "tubelet_size": 1,
+    "embed_dim": 1408,
+    "depth": 40,
+    "num_heads": 16,
+    "mlp_ratio": 48 / 11,
+    "init_values": 1e-5,
+    "clip_return_layer": 1,
+    "clip_teacher_embed_dim": 3200,
+    "clip_teacher_final_dim": 768,
+    "mae_return_layer": 1,
+    "mae_teacher_embed_dim": 1408,
+}
+"""What the published constructors take where a configuration says nothing."""
 
 
 def build_encoder(config: dict) -> InternVideo2:
     """The encoder that a reference configuration describes, in eval mode."""
+    config = PUBLISHED | config
     return InternVideo2(
         image_size=config["img_size"],
         patch_size=config["patch_size"],
@@ -34,7 +52,7 @@ def build_encoder(config: dict) -> InternVideo2:
         mlp_ratio=float(config["mlp_ratio"]),
         qkv_bias=config.get("qkv_bias", False),
         qk_norm=config.get("qk_normalization", True),
-        layer_scale_init=float(config["init_values"]) if config.get("init_values") else None,
+        layer_scale_init=float(config["init_values"]) if config["init_values"] else None,
         layer_scale_fp32=not config.get("layerscale_no_force_fp32", False),
         drop_path=float(config.get("drop_path_rate", 0.0)),
         position="separable" if config.get("sep_pos_embed") else "joint",
@@ -64,7 +82,7 @@ def build_classifier(config: dict, *, extra_mlp: bool = False) -> VideoClassifie
             num_frames=encoder.grid_frames,
             per_frame="avgN" in merge,
             with_pooled=merge.endswith("_proj"),
-            merge_norm=MERGE_NORMS[config["merge_norm"]],
+            merge_norm=MERGE_NORMS[config.get("merge_norm", "LN")],
         )
     return VideoClassifier(encoder, head).eval()
 
@@ -79,6 +97,7 @@ def rename_classifier(name: str) -> str:
 
 def build_clip_decoders(config: dict, encoder: InternVideo2) -> AligningDecoders:
     """The branch that a reference configuration aligns with a teacher of tokens and of a pooled vector."""
+    config = PUBLISHED | config
     return AligningDecoders(
         embed_dim=encoder.embed_dim,
         pooled_dim=encoder.pooled_dim,
@@ -96,6 +115,7 @@ def build_clip_decoders(config: dict, encoder: InternVideo2) -> AligningDecoders
 
 def build_mae_decoders(config: dict, encoder: InternVideo2) -> AligningDecoders:
     """The branch that a reference configuration aligns with VideoMAE."""
+    config = PUBLISHED | config
     return AligningDecoders(
         embed_dim=encoder.embed_dim,
         pooled_dim=encoder.pooled_dim,
@@ -111,22 +131,17 @@ def build_mae_decoders(config: dict, encoder: InternVideo2) -> AligningDecoders:
     ).eval()
 
 
-def build_student(config: dict) -> Stage1Student:
-    """The student of pre-training, or of distillation where the configuration has no second teacher."""
+def load_student(config: dict, state: dict[str, Tensor]) -> Stage1Student:
+    """The student of pre-training, or of distillation where the weights have no branch for a second teacher."""
     encoder = build_encoder(config)
-    mae = "mae_return_layer" in config
-    return Stage1Student(
+    mae = any(name.startswith(MAE_DECODERS) for name in state)
+    student = Stage1Student(
         encoder,
         build_clip_decoders(config, encoder),
         build_mae_decoders(config, encoder) if mae else None,
         clip_taps=clip_taps(config),
         mae_taps=mae_taps(config) if mae else (),
     ).eval()
-
-
-def load_student(config: dict, state: dict[str, Tensor]) -> Stage1Student:
-    """The same with recorded weights."""
-    student = build_student(config)
     student.load_state_dict({rename_student(name): value for name, value in state.items()})
     return student
 
@@ -143,12 +158,14 @@ def clip_taps(config: dict) -> list[int]:
     """Blocks whose streams the first branch decodes; the reference collects them in increasing depth."""
     if config.get("clip_student_return_index"):
         return sorted(config["clip_student_return_index"])
+    config = PUBLISHED | config
     interval = float(config.get("clip_student_return_interval", 1))
     return taps_from_end(config["depth"], config["clip_return_layer"], interval)
 
 
 def mae_taps(config: dict) -> list[int]:
     """Blocks whose streams the second branch decodes."""
+    config = PUBLISHED | config
     interval = float(config.get("mae_student_return_interval", 1))
     return taps_from_end(config["depth"], config["mae_return_layer"], interval)
 

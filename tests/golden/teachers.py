@@ -11,14 +11,14 @@ from ivt2.models.internvideo2 import taps_from_end
 from ivt2.models.internvl import InternVLTeacher
 from ivt2.models.teacher import InternVideo2Teacher, VideoMAETeacher
 from ivt2.models.videomae import VideoMAE
-from tests.golden.internvideo2 import build_encoder, rename
+from tests.golden.internvideo2 import PUBLISHED, build_encoder, rename
 
 
 def build_internvl(config: dict, state: dict[str, Tensor]) -> InternVLTeacher:
     """The teacher that looks at single frames."""
     # The recorded table of positions replaces the start of ours, which not every recorded width can hold.
     with patch.object(internvideo2, "sincos_3d", _zeros):
-        encoder = build_encoder(config | {"num_frames": 1, "tubelet_size": 1})
+        encoder = build_encoder({"mlp_ratio": 4} | config | {"num_frames": 1, "tubelet_size": 1})
     teacher = InternVLTeacher(encoder, taps=clip_taps(config), normalize=config.get("clip_norm_type", "l2") == "l2")
     teacher.encoder.load_state_dict({rename(name): value for name, value in state.items()})
     return teacher
@@ -30,7 +30,7 @@ def _zeros(dim: int, num_frames: int, grid_size: int) -> Tensor:
 
 def build_internvideo2(config: dict, state: dict[str, Tensor]) -> InternVideo2Teacher:
     """The teacher of distillation."""
-    encoder = build_encoder({"tubelet_size": 1} | config)
+    encoder = build_encoder(config)
     teacher = InternVideo2Teacher(encoder, taps=clip_taps(config), normalize=config.get("clip_norm_type", "l2") == "l2")
     teacher.encoder.load_state_dict({rename(name): value for name, value in state.items()})
     return teacher
@@ -43,8 +43,8 @@ def build_videomae(
     encoder = VideoMAE(
         image_size=config["img_size"],
         patch_size=config["patch_size"],
-        num_frames=config["all_frames"],
-        tubelet_size=config["tubelet_size"],
+        num_frames=config.get("all_frames", 16),
+        tubelet_size=config.get("tubelet_size", 2),
         embed_dim=config["embed_dim"],
         depth=config["depth"],
         num_heads=config["num_heads"],
@@ -59,7 +59,8 @@ def build_videomae(
     encoder.load_state_dict({
         name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): value for name, value in state.items()
     })
-    taps = taps_from_end(config["depth"], config["mae_return_layer"], float(config.get("mae_return_interval", 1)))
+    interval = float(config.get("mae_return_interval", 1))
+    taps = taps_from_end(config["depth"], config.get("mae_return_layer", 1), interval)
     return VideoMAETeacher(encoder, taps=taps, normalize=config.get("mae_norm_type", "l2") == "l2")
 
 
@@ -67,4 +68,5 @@ def clip_taps(config: dict) -> list[int]:
     """Blocks whose streams the teacher returns."""
     if config.get("clip_return_index"):
         return sorted(config["clip_return_index"])
+    config = PUBLISHED | config
     return taps_from_end(config["depth"], config["clip_return_layer"], float(config.get("clip_return_interval", 1)))

@@ -8,14 +8,13 @@ from tests.golden.internvideo2 import build_classifier, rename_classifier
 
 
 def check(case: Case) -> None:
-    outputs = dict.fromkeys(case.outputs)
+    checked: set[str] = set()
     for name, config in case.config.items():
-        for output in _check_model(case, name, config):
-            del outputs[output]
-    assert not outputs, f"not compared: {list(outputs)}"
+        checked |= _check_model(case, name, config)
+    assert checked == set(case.outputs), f"not compared: {set(case.outputs) - checked}"
 
 
-def _check_model(case: Case, name: str, config: dict) -> list[str]:
+def _check_model(case: Case, name: str, config: dict) -> set[str]:
     classifier = build_classifier(config)
     classifier.load_state_dict({rename_classifier(key): value for key, value in case.state(name).items()})
     encoder, head, parameters = classifier.encoder, classifier.head, dict(classifier.named_parameters())
@@ -36,9 +35,8 @@ def _check_model(case: Case, name: str, config: dict) -> list[str]:
         "logits": logits,
         "loss": loss,
     }
-    recorded = [output for output in case.outputs if output.startswith(f"{name}_")]
-    for output in recorded:
-        key = output.removeprefix(f"{name}_")
+    recorded = case.outputs_of(name)
+    for key, output in recorded.items():
         if key == "gradnorms":
             order = case.json["param_order"][name]
             assert {rename_classifier(each) for each in order} == set(parameters)
@@ -48,4 +46,4 @@ def _check_model(case: Case, name: str, config: dict) -> list[str]:
             case.close(output, parameters[rename_classifier(key.removeprefix("grad."))].grad, atol=1e-6, rtol=2e-4)
         else:
             case.close(output, results[key])
-    return recorded
+    return set(recorded.values())

@@ -11,7 +11,7 @@ from ivt2.models.teacher import TeacherFeatures
 from ivt2.ops.masking import attention_masking
 from ivt2.optim.parameter_groups import parameter_groups
 from tests.golden.case import Case
-from tests.golden.internvideo2 import load_student, rename_student, student_gradient_norms
+from tests.golden.internvideo2 import PUBLISHED, load_student, rename_student, student_gradient_norms
 from tests.golden.teachers import build_internvideo2, build_internvl, build_videomae
 
 EPS = 1e-6
@@ -60,7 +60,7 @@ def _pretraining(case: Case, everything: Tensor, video: Tensor) -> tuple[Stage1S
     clip_teacher = build_internvl(config["teacher"] | {"img_size": config["clip_res"]}, case.state("pretrain_teacher"))
     mae_teacher = build_videomae(mae_config, case.state("mae_teacher"))
     branch = {"mae_teacher_embed_dim": mae_config["embed_dim"], "mae_return_layer": mae_config["mae_return_layer"]}
-    student = load_student(branch | _student_config(case), case.state("pretrain_student"))
+    student = load_student(branch | case.config["student"], case.state("pretrain_student"))
     clip = clip_teacher(video)
     masked = _draw(case, clip.attention.unflatten(0, (len(video), -1)))
     return student, Targets(masked, clip.visible(masked), mae_teacher(everything).visible(masked))
@@ -72,15 +72,11 @@ def _distillation(case: Case, _: Tensor, video: Tensor) -> tuple[Stage1Student, 
     sizes = {"embed_dim": config["dt_dim"], "img_size": config["clip_res"], "num_frames": video.shape[1]}
     teacher = build_internvideo2(config["teacher"] | sizes, case.state("distill_teacher"))
     student = load_student(
-        _student_config(case) | {"clip_teacher_embed_dim": config["dt_dim"]}, case.state("distill_student")
+        case.config["student"] | {"clip_teacher_embed_dim": config["dt_dim"]}, case.state("distill_student")
     )
     clip = teacher(video)
     masked = _draw(case, clip.attention)
     return student, Targets(masked, clip.visible(masked), None)
-
-
-def _student_config(case: Case) -> dict:
-    return {"tubelet_size": 1} | case.config["student"]
 
 
 def _draw(case: Case, attention: Tensor) -> Tensor:
@@ -136,7 +132,8 @@ def _losses(case: Case, features: StudentFeatures, targets: Targets) -> dict[str
         "loss_clip_middle": feature_alignment_loss(features.clip_middle, targets.clip.middle, normalize=False),
         "loss_clip_final": torch.zeros(()),
     }
-    if case.config["student"]["clip_teacher_final_dim"] and case.config["ratio"][1]:
+    student = PUBLISHED | case.config["student"]
+    if student["clip_teacher_final_dim"] and case.config["ratio"][1]:
         losses["loss_clip_final"] = feature_alignment_loss(features.clip_final, targets.clip.final, normalize=False)
     if targets.mae is not None:
         losses["loss_mae"] = feature_alignment_loss(features.mae, targets.mae.middle, normalize=False)

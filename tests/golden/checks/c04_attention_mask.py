@@ -114,6 +114,6 @@ def numpy_mask(rng: np.random.RandomState, kind: str, frames: int, patches: int,
 
 COMPARISONS: dict[str, Callable[..., None]] = {
     r"(pretrain|distill)_mask_seed(\d+)_r([\d.]+)": check_drawn,
-    r"inclusion_frequency_\w+": check_inclusion,
+    r"inclusion_frequency_.+": check_inclusion,
     r"(?:np|stage2)_(tube|random)_(\d+x\d+x\d+)_([\d.]+)": check_numpy,
 }

@@ -1,13 +1,9 @@
-"""The whole stage-2 visual model: features, zero-shot retrieval with re-ranking, and one training step.
-
-The teacher of the recorded step is a per-frame tower with the same blocks, put together here from their parts.
-"""
+"""The whole stage-2 visual model: features, zero-shot retrieval with re-ranking, and one training step."""
 
 import re
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ivt2.losses.contrastive import contrastive_loss
 from ivt2.losses.feature_alignment import two_level_alignment_loss
@@ -15,15 +11,20 @@ from ivt2.losses.masked_lm import IGNORED, masked_lm_loss
 from ivt2.losses.matching import Negatives, matching_loss, matching_pairs, negative_weights
 from ivt2.metrics.retrieval import REFERENCE_FILL, dual_softmax, rerank, retrieval_metrics, retrieval_targets
 from ivt2.models.stage2 import EncodedText, Stage2Model
-from ivt2.nn.aligning import AligningDecoders
-from ivt2.nn.block import Block
-from ivt2.nn.patch_embed import PatchEmbed
-from ivt2.nn.pooling import AttentionPool
 from tests.golden.bert import build_bert, rename_bert, untie
 from tests.golden.case import Case
-from tests.golden.internvideo2 import build_encoder, rename, rename_aligning
+from tests.golden.internvideo2 import (
+    CLIP_DECODERS,
+    PUBLISHED,
+    build_clip_decoders,
+    build_encoder,
+    clip_taps,
+    rename,
+    rename_aligning,
+)
+from tests.golden.teachers import build_internvl
 
-ALIGNING = ("clip_decoder.", "final_clip_decoder.", "clip_pos_embed", "clip_img_pos_embed")
+TEACHER = "clip_teacher."
 RERANK_ALL = 128
 UNSCORED_METRICS = "match"
 """With few candidates the recorded match metrics depend on how a sort breaks exact ties; the matrices are compared."""
@@ -34,79 +35,39 @@ class Recorded(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        config = case.config
-        vision, teacher = config["vision"], config["teacher"]
+        config, state = case.config, untie(case.state("stage2"), "text_encoder.")
+        vision = PUBLISHED | config["vision"]
         encoder = build_encoder(vision)
-        bert = build_bert(config["bert"])
-        decoders = AligningDecoders(
-            embed_dim=encoder.embed_dim,
-            pooled_dim=encoder.pooled_dim,
-            num_layers=vision["clip_return_layer"],
-            teacher_dim=vision["clip_teacher_embed_dim"],
-            final_dim=vision["clip_teacher_final_dim"],
-            num_frames=encoder.grid_frames,
-            grid_size=encoder.grid_size,
-            separate_image_position=vision["sep_image_video_pos_embed"],
-        )
         self.model = Stage2Model(
             encoder,
-            bert,
+            build_bert(config["bert"]),
             contrastive_dim=config["embed_dim"],
             temperature=config["temp"],
-            clip_decoders=decoders,
+            clip_decoders=build_clip_decoders(vision, encoder),
         )
-        self.teacher = Teacher(teacher, config["clip_res"])
-        self.taps = [
-            vision["depth"] - 1 - step * vision.get("clip_student_return_interval", 1)
-            for step in reversed(range(vision["clip_return_layer"]))
-        ]
-        state = {locate(name): value for name, value in untie(case.state("stage2"), "text_encoder.").items()}
-        state["model.temperature"] = state["model.temperature"].reshape(1)
-        self.load_state_dict(state)
+        self.taps = clip_taps(vision)
+        # As many blocks of the teacher as of the student.
+        sizes = {"img_size": config["clip_res"], "clip_return_layer": vision["clip_return_layer"]}
+        self.teacher = build_internvl(sizes | config["teacher"], under(state, TEACHER))
+        ours = {locate(name): value for name, value in state.items() if not name.startswith(TEACHER)}
+        ours["temperature"] = ours["temperature"].reshape(1)
+        self.model.load_state_dict(ours)
         self.eval()
 
 
-class Teacher(nn.Module):
-    """The recorded per-frame tower."""
-
-    def __init__(self, config: dict, image_size: int) -> None:
-        super().__init__()
-        width, self.image_size = config["embed_dim"], image_size
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (image_size // config["patch_size"]) ** 2, width))
-        self.patch_embed = PatchEmbed(patch_size=config["patch_size"], tubelet_size=1, embed_dim=width)
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config["num_heads"],
-                mlp_ratio=float(config["mlp_ratio"]),
-                layer_scale_init=float(config["init_values"]),
-                gelu="erf",
-            )
-            for _ in range(config["depth"])
-        )
-        self.clip_projector = AttentionPool(width, config["attn_pool_num_heads"], config["clip_embed_dim"])
-
-    def forward(self, frames: Tensor) -> list[Tensor]:
-        """Token states of frames [b, 1, C, H, W] after each block."""
-        tokens = self.patch_embed(frames).flatten(1, 2)
-        states = [torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed]
-        for block in self.blocks:
-            states.append(block(states[-1]))
-        return states[1:]
+def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def locate(name: str) -> str:
-    """Our name of a reference parameter."""
-    if name.startswith("clip_teacher."):
-        return rename(name).replace("clip_teacher.", "teacher.", 1)
+    """Our name, inside ``Stage2Model``, of a reference parameter."""
     local = name.removeprefix("vision_encoder.")
-    if local != name and local.startswith(ALIGNING):
-        return f"model.clip_decoders.{rename_aligning(local)}"
+    if local != name and local.startswith(CLIP_DECODERS):
+        return f"clip_decoders.{rename_aligning(local)}"
     if name.startswith("text_encoder."):
-        return f"model.text_encoder.{rename_bert(name.removeprefix('text_encoder.'))}"
+        return f"text_encoder.{rename_bert(name.removeprefix('text_encoder.'))}"
     renamed = {"temp": "temperature", "itm_head.weight": "matching_head.weight", "itm_head.bias": "matching_head.bias"}
-    return f"model.{rename(renamed.get(name, name))}"
+    return rename(renamed.get(name, name))
 
 
 def tokenize(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
@@ -211,7 +172,8 @@ def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str,
     visual, textual = model.embed_video(encoded), model.embed_text(text)
     sample_id = case.inputs["idx"]
 
-    middle, final, attention = teach(recorded, video, masked)
+    teacher = recorded.teacher(video)
+    targets = teacher.visible(masked)
     aligned = model.align(encoded, masked, image=kind == "image")
     with torch.no_grad():
         similarity = visual @ textual.T / model.temperature
@@ -227,38 +189,22 @@ def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str,
     words = model.predict_tokens(outputs["mlm_ids"], valid, encoded.tokens, selected)
     predicted, num_words = masked_lm_loss(words, labels[selected])
     losses = {
-        "loss_uta": two_level_alignment_loss((aligned.middle, middle), (aligned.final, final)),
+        "loss_uta": two_level_alignment_loss((aligned.middle, targets.middle), (aligned.final, targets.final)),
         "loss_vtc": contrastive_loss(visual, textual, model.temperature, sample_id),
         "loss_vtm": matched / num_pairs,
         "loss_mlm": predicted / num_words,
     }
     total = torch.stack(list(losses.values())).sum()
     total.backward()
-    gradients = dict(recorded.named_parameters())
-    norms = [gradients[locate(name)].grad for name in case.json["param_order"]]
+    gradients = dict(model.named_parameters())
+    # The teacher's parameters are listed, and have none.
+    norms = [None if name.startswith(TEACHER) else gradients[locate(name)].grad for name in case.json["param_order"]]
     return losses | {
         "total": total,
         "gradnorms": torch.stack([torch.zeros(()) if grad is None else grad.norm() for grad in norms]),
-        "teacher_attn": attention,
+        "teacher_attn": teacher.attention,
         "vtm_weights_v2t": negative_weights(similarity, sample_id),
         "vtm_weights_t2v": negative_weights(similarity.T, sample_id),
         # Choices, not results: the step above was made with them.
         **{name: outputs[name] for name in ("mask", "vision_neg", "text_neg", "mlm_ids", "mlm_labels")},
     }
-
-
-@torch.no_grad()
-def teach(recorded: Recorded, video: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of the last blocks where the student sees, pooled feature, and attention of the pooling over patches."""
-    teacher, (num_clips, num_frames) = recorded.teacher, video.shape[:2]
-    if video.shape[-1] != teacher.image_size:
-        size = (teacher.image_size, teacher.image_size)
-        video = F.interpolate(video.flatten(0, 1), size=size, mode="bicubic", align_corners=False)
-    states = teacher(video.reshape(num_clips * num_frames, 1, *video.shape[-3:]))
-    layers = torch.stack(states[-len(recorded.taps) :]).unflatten(1, (num_clips, num_frames))
-    cls, patches = layers[:, :, :, :1].mean(dim=2), layers[:, :, :, 1:].flatten(2, 3)
-    visible = F.pad(~masked, (1, 0), value=True)
-    tokens = torch.cat([cls, patches], dim=2)[:, visible].unflatten(1, (num_clips, -1))
-    final = teacher.clip_projector(states[-1]).unflatten(0, (num_clips, num_frames)).mean(dim=1)
-    attention = teacher.clip_projector.attention_map(states[-1])[:, 1:]
-    return F.normalize(tokens, dim=-1), F.normalize(final, dim=-1), attention

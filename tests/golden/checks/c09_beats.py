@@ -129,4 +129,5 @@ def relative(case: Case, kind: str, length: int) -> Tensor:
     model = next(name for name in models if relative_position(models[name]) != "none")
     if kind == "bias_layer0":
         return load(case, model).position_bias(length)
-    return relative_position_buckets(length, models[model]["num_buckets"], models[model]["max_distance"])
+    beats = build(models[model])
+    return relative_position_buckets(length, beats.num_buckets, beats.max_distance)

@@ -8,26 +8,25 @@ import torch
 from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.stage1 import Stage1Student
 from tests.golden.case import Case
-from tests.golden.internvideo2 import clip_taps, load_student, student_gradient_norms
+from tests.golden.internvideo2 import PUBLISHED, clip_taps, load_student, student_gradient_norms
 
 
 def check(case: Case) -> None:
-    outputs = dict.fromkeys(case.outputs)
+    checked: set[str] = set()
     for name, config in case.config.items():
         recorded = case.json[name]
         assert sorted(recorded["return_index"]) == clip_taps(config)
         student = load_student(config, case.state(name))
         results = _results(case, student, config)
         results["loss_total"].backward()
-        for output in [output for output in outputs if output.startswith(f"{name}_")]:
-            key = output.removeprefix(f"{name}_")
+        for key, output in case.outputs_of(name).items():
             if key == "gradnorms":
                 norms = student_gradient_norms(student, recorded["param_order"])
                 case.close(output, norms, atol=1e-6, rtol=2e-4)
             else:
                 case.close(output, results[key])
-            del outputs[output]
-    assert not outputs, f"not compared: {list(outputs)}"
+            checked.add(output)
+    assert checked == set(case.outputs), f"not compared: {set(case.outputs) - checked}"
 
 
 def _results(case: Case, student: Stage1Student, config: dict) -> dict[str, torch.Tensor]:
@@ -39,7 +38,7 @@ def _results(case: Case, student: Stage1Student, config: dict) -> dict[str, torc
     teacher = torch.stack([layer[shown].view(len(shown), -1, layer.shape[-1]) for layer in teacher])
     middle = feature_alignment_loss(features.clip_middle, teacher, normalize=False)
     final = torch.zeros(())
-    if config["clip_teacher_final_dim"]:
+    if (PUBLISHED | config)["clip_teacher_final_dim"]:
         final = feature_alignment_loss(features.clip_final, case.inputs["teacher_clip_final"], normalize=False)
     return {
         "clip_middle": features.clip_middle,
