@@ -6,11 +6,12 @@ What ``load`` returns also encodes files, pictures, sounds and captions by itsel
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
@@ -48,9 +49,11 @@ _VOCABULARIES = {
 """Names of vocabulary files that are looked for beside the weights."""
 _WORD_TABLE = re.compile(r"(embedding\.word|embed_tokens|(^|text_encoder\.)embedding)\.weight")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SEEN = frozenset({"video", "image"})
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Loaded:
     """A network with everything it needs to read what people have; unpacks into model, transform, tokenizer.
 
@@ -63,12 +66,20 @@ class Loaded:
         folder: Where the weights are.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     transform: ClipTransform
     tokenizer: Tokenizer | None
     audio_transform: AudioTransform | None
-    card: Card = field(repr=False)
+    card: Card
     folder: Path
+
+    def __repr__(self) -> str:
+        """What was loaded, from where, what it reads and gives."""
+        card = self.card
+        frames = f", {card.num_frames} frames of {card.image_size} x {card.image_size}" * bool(
+            _SEEN & {*card.modalities}
+        )
+        return f"Loaded({card.name} from {self.folder}: {', '.join(card.modalities)}{frames}; width {card.dim})"
 
     def __iter__(self) -> Iterator[nn.Module | ClipTransform | Tokenizer | None]:
         """Model, transform and tokenizer."""
@@ -123,12 +134,14 @@ class Loaded:
             InputError: A caption is empty, the model takes no text, or its vocabulary is not there.
         """
         self._require(("text",), "text encoder")
-        texts = [captions] if isinstance(captions, str) else list(captions)
+        texts = list(captions) if isinstance(captions, list | tuple) else [captions]
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise InputError(f"{self.card.name}: no vocabulary, so captions cannot be read; {self._vocabulary_hint()}")
 
-        def ids(caption: str) -> Tensor:
+        def ids(caption: Any) -> Tensor:
+            if not isinstance(caption, str):
+                raise InputError(f"{type(caption).__name__} is no caption; give a str or a list of them")
             text = normalize_caption(caption)
             if not text:
                 raise InputError(f"{caption!r} has no words; leave it out")
@@ -137,9 +150,23 @@ class Loaded:
         return self._encode(each(texts, ids, kind="caption"), text_features, batch_size)
 
     @staticmethod
-    def similarity(a: Tensor, b: Tensor) -> Float32[Tensor, "N M"]:
-        """Cosine of every row of one matrix with every row of another."""
-        return normalize(a.float(), dim=-1) @ normalize(b.float(), dim=-1).T
+    def similarity(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> Float32[Tensor, "N M"]:
+        """Cosine of every row of one matrix with every row of another.
+
+        Args:
+            a: Features [N, E] of any length, or one vector [E].
+            b: Features [M, E], or one vector.
+
+        Raises:
+            InputError: They are not of one width.
+        """
+        rows, columns = (torch.as_tensor(one).float() for one in (a, b))
+        rows, columns = (one[None] if one.ndim == 1 else one for one in (rows, columns))
+        if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
+            raise InputError(
+                f"features {list(rows.shape)} and {list(columns.shape)} cannot be compared; give [N, E] and [M, E]"
+            )
+        return normalize(rows, dim=-1) @ normalize(columns, dim=-1).T
 
     @torch.no_grad()
     def _encode(
@@ -208,11 +235,12 @@ def load(
         InputError: There is no such release or folder, parts of it cannot be had (each is listed with its source and
             what to type), the folder is damaged, or the sizes asked for are not possible.
     """
+    _require_possible(name_or_path, dtype, num_frames=num_frames, image_size=image_size)
+    device = _usable(device or "cpu")
     by_name = isinstance(name_or_path, str) and name_or_path in zoo.RELEASES
     if revision is not None and not by_name:
         raise InputError(f"revision={revision}: only releases that are loaded by name have revisions; leave it out")
     folder = None if by_name else _existing_folder(name_or_path)
-    device = device or "cpu"
     if folder is not None and (folder / STATE).is_file():
         if num_frames is not None or image_size is not None:
             raise InputError(f"{folder}: a run of train.py keeps its sizes; leave num_frames and image_size out")
@@ -230,6 +258,31 @@ def load(
         folder = _fetched(release, revision, None if cache_dir is None else Path(cache_dir).expanduser())
     load_released(folder, model, release=release, num_frames=frames, dtype=dtype, device=device)
     return _loaded(model.to(device), replace(release, num_frames=frames, image_size=side), folder, tokenizer_file)
+
+
+def _require_possible(name_or_path: object, dtype: object, **sizes: object) -> None:
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
+        raise InputError(f"{name_or_path!r}: give a release's name or the path of a folder")
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype={dtype}: choose one of {', '.join(map(str, _DTYPES))}")
+    for key, value in sizes.items():
+        if value is not None and not (type(value) is int and value > 0):
+            raise InputError(f"{key}={value!r}: give a whole number of at least 1")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """A device that tensors can be put on.
+
+    Raises:
+        InputError: There is none of that name here.
+    """
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (AssertionError, RuntimeError, NotImplementedError) as error:  # NotImplementedError: meta holds no values
+        raise InputError(
+            f"device={device}: not usable here ({str(error).splitlines()[0]}); leave it out for the CPU"
+        ) from error
+    return torch.device(device)
 
 
 def _loaded(model: nn.Module, card: Card, folder: Path, tokenizer_file: str | Path | None) -> Loaded:

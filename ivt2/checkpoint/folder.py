@@ -89,7 +89,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """
     folder = FORMAT.existing(Path(folder))
     verify(folder)
-    document = FORMAT.read_json(folder / STATE)
+    document = FORMAT.read_json(folder / STATE, max_bytes=None)
     try:
         state = decode(document, read_tensors(folder / MODEL), read_tensors(folder / TENSORS))
     except KeyError as error:

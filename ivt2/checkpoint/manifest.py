@@ -23,6 +23,7 @@ PREVIOUS = ".previous"
 TEMPORARY = ".tmp-"
 
 _CHUNK = 1 << 22
+_MAX_JSON_BYTES = 1 << 24  # facts are a few kilobytes
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes were read or written."""
@@ -111,12 +112,18 @@ class FolderFormat:
         flush(folder / MANIFEST)
         flush(folder)
 
-    def read_json(self, path: Path) -> Any:
+    def read_json(self, path: Path, *, max_bytes: int | None = _MAX_JSON_BYTES) -> Any:
         """Read a file of plain data.
 
+        Args:
+            path: The file.
+            max_bytes: What to refuse, since data takes far more memory than its text; None for a file of one's own.
+
         Raises:
-            InputError: It is not JSON in ASCII.
+            InputError: It is not JSON in ASCII, or too long.
         """
+        if max_bytes is not None and path.stat().st_size > max_bytes:
+            raise InputError(f"{path}: longer than {max_bytes} bytes; {self.remedy}")
         try:
             return json.loads(path.read_text(encoding="ascii"))
         except (ValueError, RecursionError) as error:

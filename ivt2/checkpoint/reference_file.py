@@ -289,11 +289,21 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    strided = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return strided and not _is_expanded(tensor)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether it repeats stored values: a few bytes of a file could stand for more than there is memory."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _kind(value: Any) -> str:
-    return f"{value.layout} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.layout == torch.strided and _is_expanded(value):
+        return f"tensor {list(value.shape)} that repeats fewer values"
+    return f"{value.layout} tensor on {value.device}"
 
 
 def _shown(content: dict[Any, Any]) -> str:

@@ -1,8 +1,9 @@
 """Tensors in safetensors files, with tied tensors stored once."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from ivt2.errors import InputError
 
 ALIASES = "aliases"
+
+_Item = TypeVar("_Item")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -55,13 +58,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: The file is not in the safetensors format.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        return tensors | {name: tensors[target] for name, target in aliases.items()}
-    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+    return _read(path, lambda file, name: file.get_tensor(name))
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
@@ -70,13 +67,21 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: The file is not in the safetensors format.
     """
+    return _read(path, lambda file, name: tuple(file.get_slice(name).get_shape()))
+
+
+def _read(path: Path, get: Callable[[Any, str], _Item]) -> dict[str, _Item]:
+    """What ``get`` gives for each name, tied ones included."""
+    again = "fetch or write it again"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return shapes | {name: shapes[target] for name, target in aliases.items()}
-    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+            items = {name: get(file, name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); {again}") from error
+    if not isinstance(aliases, dict) or not all(isinstance(one, str) and one in items for one in aliases.values()):
+        raise InputError(f"{path}: not a readable safetensors file (tied names of no tensor); {again}")
+    return items | {name: items[target] for name, target in aliases.items()}
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:

@@ -1,5 +1,6 @@
 """What people have - files, bytes, arrays, pictures, sounds - as the tensors that released networks take."""
 
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, Union
@@ -159,14 +160,16 @@ def read_bytes(source: str | Path | bytes, limits: Limits) -> bytes:
     """
     if isinstance(source, bytes):
         return source
+    path, remedy = Path(source), "download it first" if "://" in str(source) else "check the path"
     try:
-        size = Path(source).stat().st_size
-        if size > limits.max_bytes:
-            raise DecodeError("too_many_bytes", f"{size} bytes, at most {limits.max_bytes}")
-        return Path(source).read_bytes()
-    except OSError as error:
-        remedy = "download it first" if "://" in str(source) else "check the path"
-        raise InputError(f"{source}: cannot be read ({error.strerror}); {remedy}") from error
+        facts = path.stat()
+        if stat.S_ISREG(facts.st_mode):  # a device may never end, a pipe never begin
+            if facts.st_size > limits.max_bytes:
+                raise DecodeError("too_many_bytes", f"{facts.st_size} bytes, at most {limits.max_bytes}")
+            return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise InputError(f"{source}: cannot be read ({getattr(error, 'strerror', error)}); {remedy}") from error
+    raise InputError(f"{source}: is not a file; {remedy}")
 
 
 def _pixels(source: VideoSource) -> Tensor:
@@ -177,7 +180,7 @@ def _pixels(source: VideoSource) -> Tensor:
     if isinstance(source, Image):
         return torch.from_numpy(np.array(exif_transpose(source).convert("RGB")))
     if not isinstance(source, np.ndarray | Tensor):
-        raise InputError(f"a {type(source).__name__} is no video: give a path, bytes, uint8 pixels or a picture")
+        raise InputError(f"{type(source).__name__} is no video: give a path, bytes, uint8 pixels or a picture")
     shape = list(source.shape)
     if source.dtype not in {torch.uint8, np.dtype(np.uint8)}:
         raise InputError(f"{_describe(source)}: pixels are {source.dtype}; give uint8 from 0 to 255")

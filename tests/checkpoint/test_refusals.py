@@ -193,6 +193,10 @@ REFERENCE = {
         saved_as(lambda held: held | {KEY: held[KEY].to_sparse()}),
         f"entry '{KEY}' is a torch.sparse_coo tensor",
     ),
+    "a table that needs more than all memory": (
+        saved_as(lambda held: held | {"pos_embed": torch.ones(1, 1, 16).bfloat16().expand(1, 1 + 4 * 10**12, 16)}),
+        "entry 'pos_embed' is a tensor [1, 4000000000001, 16] that repeats fewer values",
+    ),
     "no tensor": (saved_as(lambda held: held | {KEY: "text"}), f"entry '{KEY}' is a str"),
     "two state dicts": (saved_as(lambda held: {"model": held, "module": held}), "holds both module and model"),
     "no state dict": (saved_as(lambda held: {"model_ema": held}), "holds no tensors, only model_ema"),
@@ -365,6 +369,19 @@ def as_training_checkpoint(folder, _):
     path.write_text(path.read_text().replace("ivt2 release 1", "ivt2 checkpoint 1"))
 
 
+def long_config(folder, _):
+    path = folder / "config.json"
+    path.write_text(path.read_text() + " " * (1 << 24))
+    reseal(folder)
+
+
+def header_of_no_tensors(folder, _):
+    """A header that claims more than all memory."""
+    header = b'{"a":{"dtype":"F32","shape":[1099511627776,1099511627776],"data_offsets":[0,4]}}'
+    shards(folder)[0].write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
+    reseal(folder)
+
+
 CONVERTED = {
     "flipped first shard": (flipped("model-00001*", 0.9), "model-00001-of-00006.safetensors: damaged"),
     "flipped last shard": (flipped("model-00006*", 0.5), "model-00006-of-00006.safetensors: damaged"),
@@ -432,6 +449,12 @@ CONVERTED = {
         edited("config.json", sealed=True, key_maps={"model: tiny-encoder": 2}),
         "was converted with key maps model: tiny-encoder 2",
     ),
+    "config that never ends": (long_config, "config.json: longer than 16777216 bytes"),
+    "config of a thousand brackets": (
+        edited("config.json", sealed=True, dim=json.loads("[" * 900 + "]" * 900)),
+        "config.json: dim is [",
+    ),
+    "shard with an absurd shape": (header_of_no_tensors, "not a readable safetensors file"),
     "metadata of another release": (edited("metadata.json", sealed=True, release="other"), "metadata.json: does not"),
 }
 

@@ -1,8 +1,9 @@
 import pytest
+import safetensors.torch
 import torch
 
 from ivt2.checkpoint.codec import STORABLE_DTYPES
-from ivt2.checkpoint.tensors import read_tensors, write_tensors
+from ivt2.checkpoint.tensors import read_tensors, shapes_in, write_tensors
 from ivt2.errors import InputError
 
 
@@ -42,6 +43,14 @@ def test_another_format_is_an_input_error(tmp_path):
     (tmp_path / "t").write_bytes(b"PK\x03\x04 not safetensors")
     with pytest.raises(InputError, match="not a readable safetensors file"):
         read_tensors(tmp_path / "t")
+
+
+@pytest.mark.parametrize("aliases", ["[]", "5", '{"b": "c"}', '{"b": ["a"]}', "{", "[" * 10**5])
+def test_tied_names_of_nothing(tmp_path, aliases):
+    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "t", metadata={"aliases": aliases})
+    for read in (read_tensors, shapes_in):
+        with pytest.raises(InputError, match="t: not a readable safetensors file"):
+            read(tmp_path / "t")
 
 
 def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):

@@ -90,7 +90,10 @@ def test_antialias_can_be_left_out(frames):
         (np.zeros((2, 8, 8, 4), np.uint8), r"array \[2, 8, 8, 4\]: give \[T, H, W, 3\]"),
         (torch.zeros(8, 8, dtype=torch.uint8), r"array \[8, 8\]: give"),
         (np.zeros((0, 8, 8, 3), np.uint8), r"array \[0, 8, 8, 3\]: give"),
-        (17, "a int is no video"),
+        (17, "^int is no video"),
+        ("/dev/zero", "^/dev/zero: is not a file; check the path"),
+        ("/", "^/: is not a file"),
+        ("a\0.mp4", "cannot be read .embedded null byte.; check the path"),
     ],
 )
 def test_what_is_no_video_is_named(source, message):

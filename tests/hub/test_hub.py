@@ -356,6 +356,12 @@ def test_a_folder_by_its_path(published, vocabulary, tmp_path):
         (("model.pt", {}), "model.pt: does not exist"),
         (("tiny-beats", {"num_frames": 8}), "num_frames=8: tiny-beats reads no video"),
         (("tiny-k5", {"image_size": 30}), "image_size=30 is not a multiple"),
+        (("tiny-k5", {"image_size": 0}), "image_size=0: give a whole number of at least 1"),
+        (("tiny-k5", {"num_frames": 0}), "num_frames=0: give a whole number of at least 1"),
+        (("tiny-k5", {"dtype": torch.int64}), "dtype=torch.int64: choose one of torch.float32, torch.float16, torch.b"),
+        (("tiny-k5", {"device": "gpu"}), "device=gpu: not usable here"),
+        (("tiny-k5", {"device": "meta"}), "device=meta: not usable here"),
+        (("", {}), "give a release's name or the path of a folder"),
         (("tiny-k5", {"tokenizer_file": "vocab.txt"}), "tiny-k5 has no text encoder"),
         (("tiny-stage2", {"tokenizer_file": "small.txt"}), "has 110 tokens, tiny-stage2 knows 130"),
     ],
@@ -402,6 +408,18 @@ def test_what_a_network_cannot_do_is_said_with_one_that_can(published, vocabular
         loaded.encode_video([picture(0), "none.mp4"])
     with pytest.raises(InputError, match="batch_size=0: must be at least 1"):
         loaded.encode_text("a dog", batch_size=0)
+    with pytest.raises(InputError, match=r"caption 0 of 1: int is no caption; give a str"):
+        loaded.encode_text([3])
+    with pytest.raises(InputError, match=r"features \[1, 12\] and \[2, 5\] cannot be compared; give \[N, E\]"):
+        loaded.similarity(torch.ones(12), torch.ones(2, 5))
+
+
+def test_features_of_other_libraries_are_compared_too(published, tmp_path):
+    published(TINY["tiny-k5"].parts[0], network("tiny-k5"))
+    loaded = ivt2.load("tiny-k5", cache_dir=tmp_path)
+    rows, columns = np.array([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([0.0, 5.0])
+    torch.testing.assert_close(loaded.similarity(rows, columns), torch.tensor([[0.8], [1.0]]))
+    assert repr(loaded) == f"Loaded(tiny-k5 from {tmp_path / 'tiny-k5'}: video, 4 frames of 28 x 28; width 12)"
 
 
 @pytest.mark.slow
