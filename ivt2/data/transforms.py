@@ -12,7 +12,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from ivt2.errors import InputError
+
 Interpolation = Literal["bicubic", "bilinear"]
+
+_SNAP = 2  # pixels by which a side of a multi-scale crop may miss the size wanted and be set to it
+# Down and right, in quarters of the room that a multi-scale crop leaves: a 3 x 3 grid and the points between.
+_QUARTERS = [(down, right) for down in (0, 2, 4) for right in (0, 2, 4)]
+_QUARTERS += [(down, right) for down in (1, 3) for right in (1, 3)]
 
 
 class Transform(Protocol):
@@ -65,19 +72,6 @@ def view_corner(height: int, width: int, size: int, *, view: int = 0, num_views:
     return (along, across) if height > width else (across, along)
 
 
-class Compose:
-    """Transforms one after the other."""
-
-    def __init__(self, transforms: Sequence[Transform]) -> None:
-        self.transforms = list(transforms)
-
-    def __call__(self, video: UInt8[Tensor, "T C H W"], generator: np.random.Generator) -> UInt8[Tensor, "T C h w"]:
-        """Apply all in order."""
-        for transform in self.transforms:
-            video = transform(video, generator)
-        return video
-
-
 class Resize:
     """Resize to a square whatever the aspect ratio, or the short side alone.
 
@@ -123,9 +117,38 @@ class CenterCrop:
             ValueError: The frame is smaller than the square.
         """
         height, width = video.shape[-2:]
-        if min(height, width) < self.size:
-            raise ValueError(f"cannot cut {self.size}x{self.size} pixels out of {height}x{width}: resize first")
+        _check_fits(height, width, self.size)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return video[..., top : top + self.size, left : left + self.size]
+
+
+class ViewCrop:
+    """Cut one of several square views that are spread along the longer side: the crops of a multi-view test.
+
+    Args:
+        size: Side of the square, in pixels; ``Resize(size, short_side=True)`` before it makes the views span the frame.
+        view: Which view, from 0 at the top or left.
+        num_views: How many there are; a single one is centred.
+
+    Source: stage 1 tests 3 views of the short side's length, without flips.
+    """
+
+    def __init__(self, size: int, *, view: int, num_views: int = 3) -> None:
+        if not 0 <= view < num_views:
+            raise InputError(f"view={view}: must be from 0 to {num_views - 1}, for num_views={num_views}")
+        self.size = size
+        self.view = view
+        self.num_views = num_views
+
+    def __call__(self, video: UInt8[Tensor, "T C H W"], generator: np.random.Generator) -> UInt8[Tensor, "T C h w"]:  # noqa: ARG002
+        """Crop every frame; draws nothing.
+
+        Raises:
+            ValueError: The frame is smaller than the square.
+        """
+        height, width = video.shape[-2:]
+        _check_fits(height, width, self.size)
+        top, left = view_corner(height, width, self.size, view=self.view, num_views=self.num_views)
         return video[..., top : top + self.size, left : left + self.size]
 
 
@@ -180,6 +203,64 @@ class RandomResizedCrop:
         return resize(cut, self.size, self.size, interpolation=self.interpolation, antialias=self.antialias)
 
 
+class MultiScaleCrop:
+    """Cut a box with sides from a few scales of the short side, at one of 13 fixed places, and resize it to a square.
+
+    Height and width are drawn together, each from ``scales``, at most ``max_distortion`` places apart in that list; a
+    side within two pixels of ``size`` becomes ``size``, where the frame has room for it. The places are the nine of a
+    3 x 3 grid (corners, middles of the edges, centre) and the four points halfway between centre and corners.
+
+    Args:
+        size: Side of the result, in pixels.
+        scales: Sides of the box as parts of the frame's short side.
+        max_distortion: Largest distance of height's and width's scale in ``scales``; 0 cuts squares alone.
+        interpolation: Kernel.
+        antialias: See ``resize``.
+
+    Source: stage 1 pretraining; Wang et al., "Temporal Segment Networks", 2016.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        scales: Sequence[float] = (1.0, 0.875, 0.75, 0.66),
+        max_distortion: int = 1,
+        interpolation: Interpolation = "bilinear",
+        antialias: bool = True,
+    ) -> None:
+        self.size = size
+        self.scales = tuple(scales)
+        self.max_distortion = max_distortion
+        self.interpolation = interpolation
+        self.antialias = antialias
+
+    def shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return the (rows, columns) that a box of a frame of the given size may have."""
+        short = min(height, width)
+        sides = [int(short * scale) for scale in self.scales]
+        sides = [self.size if abs(side - self.size) <= _SNAP and self.size <= short else side for side in sides]
+        return [
+            (rows, columns)
+            for i, rows in enumerate(sides)
+            for j, columns in enumerate(sides)
+            if abs(i - j) <= self.max_distortion
+        ]
+
+    def box(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+        """Draw top, left, height and width of the box within a frame of the given size."""
+        shapes = self.shapes(height, width)
+        rows, columns = shapes[generator.integers(len(shapes))]
+        down, right = _QUARTERS[generator.integers(len(_QUARTERS))]
+        return down * ((height - rows) // 4), right * ((width - columns) // 4), rows, columns
+
+    def __call__(self, video: UInt8[Tensor, "T C H W"], generator: np.random.Generator) -> UInt8[Tensor, "T C h w"]:
+        """Cut the same box out of every frame."""
+        top, left, rows, columns = self.box(video.shape[-2], video.shape[-1], generator)
+        cut = video[..., top : top + rows, left : left + columns]
+        return resize(cut, self.size, self.size, interpolation=self.interpolation, antialias=self.antialias)
+
+
 class HorizontalFlip:
     """Mirror the whole clip left to right.
 
@@ -193,3 +274,8 @@ class HorizontalFlip:
     def __call__(self, video: UInt8[Tensor, "T C H W"], generator: np.random.Generator) -> UInt8[Tensor, "T C h w"]:
         """Flip all frames or none."""
         return video.flip(-1) if generator.uniform() < self.probability else video
+
+
+def _check_fits(height: int, width: int, size: int) -> None:
+    if min(height, width) < size:
+        raise ValueError(f"cannot cut {size}x{size} pixels out of {height}x{width}: resize first")

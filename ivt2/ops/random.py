@@ -4,6 +4,8 @@ Generators carry state, so what they draw depends on ranks, workers and everythi
 splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 """
 
+import math
+
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
@@ -28,6 +30,22 @@ def uniform(seed: Int64[Tensor, "B"], num: int, stream: int) -> Float32[Tensor, 
     counter = torch.arange(1, num + 1, dtype=torch.int64, device=seed.device)
     bits = _mix_tensor(key.unsqueeze(1) + counter * _signed(_GOLDEN_GAMMA))
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def normal(seed: Int64[Tensor, "B"], num: int, stream: int) -> Float32[Tensor, "B num"]:
+    """Draws from N(0, 1) for each sample, keyed as those of ``uniform``; none is beyond 5.8.
+
+    Args:
+        seed: Key of each sample, as in ``batch["seed"]``.
+        num: Draws for each sample; the first draws do not change when more are asked for.
+        stream: Number of the purpose; one that ``uniform`` is not called with.
+
+    Source: the transform of Box and Muller.
+    """
+    pairs = uniform(seed, num + num % 2, stream).view(len(seed), (num + 1) // 2, 2)
+    radius = (-2 * torch.log1p(-pairs[..., 0])).sqrt()
+    angle = 2 * math.pi * pairs[..., 1]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).flatten(1)[:, :num]
 
 
 def derive_seed(*parts: int) -> int:

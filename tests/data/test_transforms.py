@@ -5,13 +5,15 @@ from PIL import Image
 
 from ivt2.data.transforms import (
     CenterCrop,
-    Compose,
     HorizontalFlip,
+    MultiScaleCrop,
     RandomResizedCrop,
     Resize,
+    ViewCrop,
     resize,
     view_corner,
 )
+from ivt2.errors import InputError
 from tests.data.clips import picture
 
 KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -139,16 +141,76 @@ def test_box_that_never_fits_falls_back_to_the_centre():
     assert crop.box(600, 60, generator()) == (260, 0, 80, 60)
 
 
-def test_compose_applies_in_order_and_draws_from_the_one_generator():
-    train = Compose([RandomResizedCrop(32), HorizontalFlip(), CenterCrop(28)])
-    video = clip()
-    first, again, other = (train(video, generator(seed)) for seed in (1, 1, 2))
-    assert first.shape == (3, 3, 28, 28)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 def test_view_corners():
     assert [view_corner(224, 398, 224, view=view, num_views=3) for view in range(3)] == [(0, 0), (0, 87), (0, 174)]
     assert [view_corner(300, 224, 224, view=view, num_views=2) for view in range(2)] == [(0, 0), (76, 0)]
     assert view_corner(224, 398, 224) == (0, 87)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_three_views_cover_the_long_side(turned):
+    video = clip(2, 30, 71).transpose(-1, -2) if turned else clip(2, 30, 71)
+    views = [ViewCrop(30, view=view)(video, generator()) for view in range(3)]
+    long = video.transpose(-1, -2) if turned else video
+    for view, left in zip(views, (0, 20, 41), strict=True):
+        assert torch.equal(view.transpose(-1, -2) if turned else view, long[..., left : left + 30])
+    assert torch.equal(ViewCrop(30, view=0, num_views=1)(long, generator()), long[..., 20:50])
+
+
+def test_views_that_do_not_exist_or_fit_are_refused():
+    with pytest.raises(InputError, match="view=3: must be from 0 to 2"):
+        ViewCrop(30, view=3)
+    with pytest.raises(ValueError, match="resize first"):
+        ViewCrop(61, view=0)(clip(), generator())
+
+
+def slow_candidates(height, width, size, scales):
+    """Every (top, left, rows, columns) that the rule allows, as often as it can be drawn."""
+    boxes = []
+    for i in range(len(scales)):
+        for j in range(len(scales)):
+            if abs(i - j) > 1:
+                continue
+            rows, columns = int(min(height, width) * scales[i]), int(min(height, width) * scales[j])
+            if abs(rows - size) < 3:
+                rows = size
+            if abs(columns - size) < 3:
+                columns = size
+            down, right = (height - rows) // 4, (width - columns) // 4
+            for top, left in [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (0, 2), (4, 2), (2, 0), (2, 4)]:
+                boxes.append((top * down, left * right, rows, columns))
+            for top, left in [(1, 1), (1, 3), (3, 1), (3, 3)]:
+                boxes.append((top * down, left * right, rows, columns))
+    return boxes
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (340, 256), (360, 640), (224, 398), (299, 299)])
+def test_multi_scale_boxes_equal_a_slow_loop(height, width):
+    expected = slow_candidates(height, width, 224, (1, 0.875, 0.75, 0.66))
+    assert len(expected) == 130
+    source, crop = generator(), MultiScaleCrop(224)
+    drawn = [crop.box(height, width, source) for _ in range(6000)]
+    assert set(drawn) == set(expected)
+    chance = {box: expected.count(box) / 130 for box in set(expected)}
+    for box, share in chance.items():
+        assert drawn.count(box) / 6000 == pytest.approx(share, abs=5 * (share / 6000) ** 0.5)
+
+
+def test_multi_scale_shapes_by_hand():
+    assert MultiScaleCrop(224).shapes(256, 340) == [  # 256, 224, 192, 168
+        *[(256, 256), (256, 224), (224, 256), (224, 224), (224, 192)],
+        *[(192, 224), (192, 192), (192, 168), (168, 192), (168, 168)],
+    ]
+    assert MultiScaleCrop(224, scales=(1.0,)).shapes(226, 400) == [(224, 224)]
+    assert MultiScaleCrop(224, scales=(1.0,)).shapes(227, 400) == [(227, 227)]
+    assert MultiScaleCrop(224, scales=(1.0,)).shapes(222, 400) == [(222, 222)]  # 224 would not fit
+    assert MultiScaleCrop(8, scales=(1.0, 0.5), max_distortion=0).shapes(32, 40) == [(32, 32), (16, 16)]
+
+
+def test_multi_scale_crop_equals_pil_on_the_drawn_box():
+    video, crop = clip(), MultiScaleCrop(28)
+    for seed in range(10):
+        top, left, rows, columns = crop.box(60, 84, generator(seed))
+        cut = video[..., top : top + rows, left : left + columns]
+        expected = pil(cut, 28, 28, KERNELS["bilinear"])
+        assert (crop(video, generator(seed)).int() - expected.int()).abs().max() <= 1

@@ -1,10 +1,12 @@
 """Stateless draws: pinned values, uniformity, independence."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from ivt2.ops.random import derive_seed, uniform
+from ivt2.ops.random import derive_seed, normal, uniform
 
 MASK = 2**64 - 1
 PINNED_UNIFORM = [[11599047, 6734117], [1789111, 8200400], [1275406, 5113519]]
@@ -55,6 +57,17 @@ def test_uniform():
     assert 50 < chi_square < 160  # 99 degrees of freedom: mean 99, standard deviation 14
     assert draws.double().mean().item() == pytest.approx(0.5, abs=0.003)
     assert draws.double().var().item() == pytest.approx(1 / 12, abs=0.001)
+
+
+def test_normal():
+    draws = normal(torch.arange(300), 301, 0).double()
+    assert draws.shape == (300, 301)
+    for power, expected in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert (draws**power).mean().item() == pytest.approx(expected, abs=0.05)
+    assert (draws.abs() < 1).double().mean().item() == pytest.approx(math.erf(0.5**0.5), abs=0.005)
+    assert correlation(draws[:, :-1], draws[:, 1:]) < 4.5 / draws.numel() ** 0.5
+    assert torch.equal(normal(torch.arange(5), 7, 0), normal(torch.arange(5), 40, 0)[:, :7])
+    assert normal(torch.arange(0), 3, 0).shape == (0, 3)
 
 
 def correlation(a, b):

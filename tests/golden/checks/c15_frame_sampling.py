@@ -33,7 +33,7 @@ def all_views(function, length, num_frames, num_views):
 
 
 def video_views(length, num_frames, num_views):
-    """The reference's reader of video files: two views whatever is asked for, filled up with the last segment's start."""
+    """Two views whatever is asked for, filled up with the last segment's start: the reference's reader of videos."""
     last = sampling.segments(length, num_frames)[-1]
     return sorted(all_views(sampling.segments, length, num_frames, 2) + [last] * (num_frames * (num_views - 2)))
 
