@@ -17,7 +17,7 @@ from ivt2.errors import InputError
 from ivt2.nn.block import Block
 from ivt2.nn.init import init_weights
 from ivt2.nn.mlp import Gelu
-from ivt2.nn.patch_embed import PatchEmbed
+from ivt2.nn.patch_embed import PatchEmbed, check_grid
 from ivt2.nn.pooling import AttentionPool
 from ivt2.ops.attention import Backend
 from ivt2.ops.masking import gather_tokens, visible_indices
@@ -101,8 +101,7 @@ class InternVideo2(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        _check_multiple("image_size", image_size, "patch_size", patch_size)
-        _check_multiple("num_frames", num_frames, "tubelet_size", tubelet_size)
+        check_grid(image_size=image_size, patch_size=patch_size, num_frames=num_frames, tubelet_size=tubelet_size)
         if separate_image_position and tubelet_size > 1:
             raise InputError("separate_image_position=true needs tubelet_size=1: an image has one frame")
         self.image_size, self.patch_size = image_size, patch_size
@@ -226,8 +225,7 @@ class InternVideo2(nn.Module):
     def _check_taps(self, taps: Sequence[int], num_blocks: int) -> None:
         if not 0 < num_blocks <= self.depth:
             raise InputError(f"num_blocks={num_blocks} is not possible: the encoder has {self.depth} blocks")
-        if list(taps) != sorted(set(taps)) or any(not 0 <= tap < num_blocks for tap in taps):
-            raise InputError(f"taps={list(taps)} must increase and lie in [0, {num_blocks}), the blocks that run")
+        check_taps("taps", taps, num_blocks)
 
     def _positions(self, num_frames: int) -> Tensor:
         """Table of 1 + N rows for clips of so many frames."""
@@ -274,6 +272,16 @@ def taps_from_end(depth: int, num_taps: int, interval: float = 1.0) -> list[int]
     return taps[::-1]
 
 
-def _check_multiple(name: str, value: int, of_name: str, of_value: int) -> None:
-    if value < 1 or value % of_value:
-        raise InputError(f"{name}={value} is not a multiple of {of_name}={of_value}: choose one that is")
+def check_taps(name: str, taps: Sequence[int], num_blocks: int) -> None:
+    """Refuse tapped blocks that do not increase, or that do not run.
+
+    Args:
+        name: What the taps are called.
+        taps: Blocks, counted from 0.
+        num_blocks: Blocks that run.
+
+    Raises:
+        InputError: if they do so.
+    """
+    if list(taps) != sorted(set(taps)) or any(not 0 <= tap < num_blocks for tap in taps):
+        raise InputError(f"{name}={list(taps)} must increase and lie in [0, {num_blocks}), the blocks that run")

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ivt2.errors import InputError
-from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.internvideo2 import InternVideo2, check_taps
 from ivt2.nn.aligning import AligningDecoders
 
 
@@ -54,8 +54,8 @@ class Stage1Student(nn.Module):
         mae_taps: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        _check_taps("clip_taps", clip_taps, clip_decoders, encoder.depth)
-        _check_taps("mae_taps", mae_taps, mae_decoders, encoder.depth)
+        _check_decoded("clip_taps", clip_taps, clip_decoders, encoder.depth)
+        _check_decoded("mae_taps", mae_taps, mae_decoders, encoder.depth)
         self.encoder = encoder
         self.clip_decoders = clip_decoders
         self.mae_decoders = mae_decoders
@@ -107,9 +107,8 @@ def _stack(streams: dict[int, Tensor], taps: Sequence[int]) -> Tensor:
     return torch.stack([streams[tap] for tap in taps])
 
 
-def _check_taps(name: str, taps: Sequence[int], decoders: AligningDecoders | None, depth: int) -> None:
-    if list(taps) != sorted(set(taps)) or any(not 0 <= tap < depth for tap in taps):
-        raise InputError(f"{name}={list(taps)} must increase and lie in [0, {depth}), the encoder's blocks")
+def _check_decoded(name: str, taps: Sequence[int], decoders: AligningDecoders | None, depth: int) -> None:
+    check_taps(name, taps, depth)
     num_decoders = 0 if decoders is None else len(decoders.decoders)
     if len(taps) != num_decoders:
         raise InputError(f"{name}={list(taps)} are {len(taps)} blocks for {num_decoders} decoders: give one for each")

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ivt2.errors import InputError
+from ivt2.models.internvideo2 import check_taps
 from ivt2.nn.attention import SelfAttention
 from ivt2.nn.block import Block
 from ivt2.nn.init import init_weights
-from ivt2.nn.patch_embed import PatchEmbed
+from ivt2.nn.patch_embed import PatchEmbed, check_grid
 from ivt2.ops.attention import Backend, attention
 from ivt2.ops.masking import gather_tokens, visible_indices
 from ivt2.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels
@@ -135,11 +136,7 @@ class VideoMAE(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        if image_size % patch_size or num_frames % tubelet_size:
-            raise InputError(
-                f"image_size={image_size} and num_frames={num_frames} must be multiples of patch_size={patch_size} and "
-                f"tubelet_size={tubelet_size}: choose ones that are"
-            )
+        check_grid(image_size=image_size, patch_size=patch_size, num_frames=num_frames, tubelet_size=tubelet_size)
         self.image_size, self.patch_size = image_size, patch_size
         self.num_frames, self.tubelet_size = num_frames, tubelet_size
         self.grid_size, self.grid_frames = image_size // patch_size, num_frames // tubelet_size
@@ -231,5 +228,6 @@ class VideoMAE(nn.Module):
                 f"clips are {list(video.shape[1:])} (frames, channels, rows, columns), VideoMAE takes {expected}: "
                 "sample and resize them so"
             )
-        if not taps or list(taps) != sorted(set(taps)) or any(not 0 <= tap < self.depth for tap in taps):
-            raise InputError(f"taps={list(taps)} must increase and lie in [0, {self.depth}), one at least")
+        if not taps:
+            raise InputError("taps=[] leaves no tokens to return: tap one block at least")
+        check_taps("taps", taps, self.depth)

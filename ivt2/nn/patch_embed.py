@@ -14,18 +14,31 @@ class PatchEmbed(nn.Module):
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames in a box.
         embed_dim: Width of a token.
-        in_channels: Channels of the video.
     """
 
-    def __init__(self, *, patch_size: int, tubelet_size: int, embed_dim: int, in_channels: int = 3) -> None:
+    def __init__(self, *, patch_size: int, tubelet_size: int, embed_dim: int) -> None:
         super().__init__()
         kernel = (tubelet_size, patch_size, patch_size)
-        self.proj = nn.Conv3d(in_channels, embed_dim, kernel_size=kernel, stride=kernel)
+        self.proj = nn.Conv3d(3, embed_dim, kernel_size=kernel, stride=kernel)
 
-    def forward(self, video: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B tubelets patches D"]:
+    def forward(self, video: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B tubelets patches D"]:
         """Tokens by frame, then row, then column; the one place that permutes the video."""
         grid: Tensor = self.proj(video.to(self.proj.weight.dtype).transpose(1, 2))
         return grid.flatten(3).permute(0, 2, 3, 1)
+
+
+def check_grid(*, image_size: int, patch_size: int, num_frames: int, tubelet_size: int) -> None:
+    """Refuse clips that boxes of pixels cannot fill.
+
+    Raises:
+        InputError: if the side is no multiple of the patch's, or the frames are none of the tubelet's.
+    """
+    for name, value, of_name, of_value in (
+        ("image_size", image_size, "patch_size", patch_size),
+        ("num_frames", num_frames, "tubelet_size", tubelet_size),
+    ):
+        if value < 1 or of_value < 1 or value % of_value:
+            raise InputError(f"{name}={value} is not a multiple of {of_name}={of_value}: choose one that is")
 
 
 def inflate_patch_kernel(

@@ -186,5 +186,5 @@ def test_wrong_input_is_refused(video, taps, message):
 
 @pytest.mark.parametrize("changes", [{"image_size": 10}, {"num_frames": 3}])
 def test_wrong_sizes_are_refused(changes):
-    with pytest.raises(InputError, match="must be multiples of"):
+    with pytest.raises(InputError, match="is not a multiple of"):
         make(**changes)
