@@ -1,19 +1,21 @@
-"""Pack annotated media into shards: ``python -m ivt2.cli.shards annotations=... media_root=... output=...``."""
+"""Pack annotated media into shards: ``python -m ivt2.cli.shards source=... annotations=... output=...``."""
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ivt2.cli.door import command
-from ivt2.data.ledger import Ledger
+
+if TYPE_CHECKING:
+    from ivt2.data.annotations import Source
 
 
 class ShardsConfig(Protocol):
     """Root keys of ``conf/shards.yaml``."""
 
-    source: Literal["jsonl"]
-    """How the annotations are written."""
-    annotations: str
-    """Annotation file, one json object a line."""
+    source: Any
+    """How the annotations are written: a choice of ``conf/source``."""
+    annotations: str | None
+    """Annotation file; a folder without annotations has none."""
     media_root: str
     """Folder that the files of the annotations are relative to."""
     output: str
@@ -31,21 +33,23 @@ class ShardsConfig(Protocol):
 @command("shards", keys=ShardsConfig)
 def main(cfg: ShardsConfig) -> None:
     """Write the shards, then say what was written and what was left out."""
+    from hydra.utils import instantiate
     from rich.console import Console
 
-    from ivt2.data.annotations import count_records, pack, read_annotations
-    from ivt2.data.ledger import table
+    from ivt2.data.ledger import Ledger, table
+    from ivt2.data.packing import pack
     from ivt2.data.progress import progress_bar
 
-    num_records = count_records(cfg.annotations)
+    source: Source = instantiate(cfg.source, _convert_="all")
+    num_records = source.count()
     ledger = Ledger(cfg.budget, num_samples=num_records)
     with progress_bar("records") as bar:
         task = bar.add_task("packing", total=num_records)
         manifest = pack(
-            read_annotations(cfg.annotations, source=cfg.source),
+            source,
             cfg.media_root,
             cfg.output,
-            source=cfg.source,
+            source=source.name,
             ledger=ledger,
             max_samples=cfg.max_samples,
             max_bytes=cfg.max_bytes,

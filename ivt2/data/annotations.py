@@ -1,85 +1,205 @@
-"""Captions and labels: read from json lines, packed into shards, and read back from a sample's members.
+"""Annotations: what a source says about its clips, and what a sample's members say in a shard.
 
 A record names a media file and says what it shows; in a shard the same facts are the sample's ``json`` member:
-``{"caption": str, "captions": [str, ...], "label": str, "start_s": float, "end_s": float, ...}``. A shard of another
-tool may have the caption as a ``txt`` member instead.
+``{"caption": str, "captions": [str, ...], "label": str, "class_index": int, "start_s": float, "end_s": float,
+"options": [str, ...], "answers": [int, ...], "turns": [{"i": str, "q": str, "a": str}, ...], ...}``, each where there
+is one. A shard of another tool may have the caption as a ``txt`` member instead.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
 
 from ivt2.batch import Skipped
-from ivt2.data.ledger import Ledger, SampleError
-from ivt2.data.shards import Manifest, ShardWriter
-from ivt2.data.tar_index import AUDIO_TYPES, IMAGE_TYPES, VIDEO_TYPES
+from ivt2.data.ledger import SampleError
 from ivt2.errors import InputError
 
 MAX_CAPTION_LENGTH = 20_000
 """Characters; a paragraph of dense captions has some thousand, a page pasted by mistake has more."""
-MAX_MEDIA_BYTES = 512 << 20
-"""Larger files are not packed; the decoder refuses them too."""
+MAX_LINE_BYTES = 16 << 20
+"""A longer line of an annotation file is one record that cannot be used; it is passed over without being kept."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_FIELD = re.compile(r"\{(\w*)(?::0(\d+))?\}")
+
+
+class FrameFiles(NamedTuple):
+    """Numbered JPEG files that together are a clip.
+
+    Args:
+        template: name of a file, its number counted from 1 as ``{}`` or, with leading zeros, ``{:05}``.
+        num_frames: how many there are.
+        fps: frames of a second.
+    """
+
+    template: str
+    num_frames: int
+    fps: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One record of an annotation file.
+    """One record of a source.
 
     Args:
-        file: path of the media file, relative to the media folder.
-        captions: at least one; the first one is *the* caption where only one is used.
+        file: path of the media file, relative to the media folder; of its folder where the clip is ``frames``.
+        captions: the first one is *the* caption where only one is used; empty where the record has another content.
         label: name of the action, if any.
-        start_s: beginning of what the captions describe, in seconds.
+        class_index: number of the action among the classes of the benchmark, from 0.
+        start_s: beginning of what the record describes, in seconds.
         end_s: its end, in seconds.
+        options: choices of a question or of a class list.
+        answers: places of the right ones among ``options``, from 0.
+        turns: instruction ``i``, question ``q`` and answer ``a`` of each turn of a conversation.
+        frames: the clip is these files of the folder ``file``.
         facts: whatever else the record says; kept in the json member.
     """
 
     file: str
-    captions: tuple[str, ...]
+    captions: tuple[str, ...] = ()
     label: str | None = None
+    class_index: int | None = None
     start_s: float | None = None
     end_s: float | None = None
+    options: tuple[str, ...] = ()
+    answers: tuple[int, ...] = ()
+    turns: tuple[Mapping[str, str], ...] = ()
+    frames: FrameFiles | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_member(self) -> dict[str, Any]:
         """Return the json member of the sample in a shard."""
-        member: dict[str, Any] = {"caption": self.captions[0], "captions": list(self.captions)}
-        for name in ("label", "start_s", "end_s"):
-            if (value := getattr(self, name)) is not None:
-                member[name] = value
+        member: dict[str, Any] = {"caption": self.captions[0]} if self.captions else {}
+        for name in ("captions", "label", "class_index", "start_s", "end_s", "options", "turns"):
+            value = getattr(self, name)
+            if value is not None and value != ():
+                member[name] = list(value) if isinstance(value, tuple) else value
+        if self.options:
+            member["answers"] = list(self.answers)
         return {**self.facts, **member}
 
 
-def read_annotations(path: str | Path, *, source: str) -> Iterator[Annotation | Skipped]:
-    """Read an annotation file of one json object on each line; blank lines are passed over.
+MEMBER_NAMES = frozenset({
+    "caption",
+    "captions",
+    "label",
+    "class_index",
+    "start_s",
+    "end_s",
+    "options",
+    "answers",
+    "turns",
+})
+"""Names of the json member that have a meaning of their own."""
+
+
+class Source(Protocol):
+    """What shards are packed from."""
+
+    name: str
+    """Records that cannot be used are entered under it."""
+
+    def __iter__(self) -> Iterator[Annotation | Skipped]:
+        """Return, for each record in order, what it says or why it cannot be used."""
+
+    def count(self) -> int:
+        """Return how many records there are, good ones and bad ones."""
+
+
+class RecordType(Protocol):
+    """From the fields of a record, whatever the file's format, to what it says."""
+
+    def __call__(self, fields: Mapping[str, Any]) -> Annotation:
+        """Read one record.
+
+        Raises:
+            SampleError: the record cannot be used.
+        """
+
+
+def annotated(
+    records: Iterator[tuple[str, Mapping[str, Any] | SampleError]], record: RecordType, source: str
+) -> Iterator[Annotation | Skipped]:
+    """Give the records of a file their meaning, and those that have none their reason.
 
     Args:
-        path: the file.
+        records: key and fields of each record, or why it has none.
+        record: reads the fields.
         source: name that skipped records are entered under.
+    """
+    for key, fields in records:
+        try:
+            if isinstance(fields, SampleError):
+                raise fields
+            yield record(fields)
+        except SampleError as error:
+            yield Skipped(source, key, error.reason)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Read the lines of a file that are not blank, one at a time.
 
     Returns:
-        For each record, in order, what it says or why it cannot be used (then its key is ``<file name>:<line>``).
+        Number, from 1, and content of each; None for a line above ``MAX_LINE_BYTES``.
 
     Raises:
         InputError: when the file cannot be read.
     """
-    path = Path(path)
-    with _lines(path) as lines:
-        for number, line in lines:
-            yield _read_record(line, source, f"{path.name}:{number}")
+    try:
+        with path.open("rb") as file:
+            yield from ((n, line) for n, line in enumerate(_lines(file), 1) if line is None or line.strip())
+    except OSError as error:
+        remedy = "give the annotation file of the source"
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
 
 
-def count_records(path: str | Path) -> int:
-    """Return how many records an annotation file has, good ones and bad ones.
+def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """Lines without a byte order mark; None for one that is too long."""
+    if file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
+        file.seek(0)
+    while line := file.readline(MAX_LINE_BYTES):
+        whole: bytes | None = line
+        while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            whole, line = None, file.readline(MAX_LINE_BYTES)
+        yield whole
+
+
+def filled(template: str, fields: Mapping[str, Any]) -> str | None:
+    """Fill in a template: ``{name}`` is a field, ``{name:06}`` the same with leading zeros; nothing else is special.
+
+    Returns:
+        None when a field is absent, empty or neither text nor a whole number.
+    """
+    values = {name: fields.get(name) for name, _ in _FIELD.findall(template)}
+    for value in values.values():
+        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+            return None
+    return _FIELD.sub(lambda found: str(values[found[1]]).zfill(int(found[2] or 0)), template)
+
+
+def seconds(value: object) -> float | None:
+    """Return a time in seconds, given as a number, as text or as ``h:mm:ss.s``; None for nothing and for -1.
 
     Raises:
-        InputError: when the file cannot be read.
+        SampleError: reason ``segment_invalid``.
     """
-    with _lines(Path(path)) as lines:
-        return sum(1 for _ in lines)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SampleError("segment_invalid")
+    try:
+        parts = [float(part) for part in str(value).split(":")]
+    except ValueError as error:
+        raise SampleError("segment_invalid") from error
+    if parts == [-1.0]:
+        return None
+    if len(parts) > 3 or any(not math.isfinite(part) or part < 0 for part in parts):
+        raise SampleError("segment_invalid")
+    return math.fsum(part * 60.0**power for power, part in enumerate(reversed(parts)))
 
 
 def captions_of(members: Mapping[str, bytes]) -> list[str]:
@@ -95,9 +215,9 @@ def captions_of(members: Mapping[str, bytes]) -> list[str]:
     if "json" in members:
         facts = facts_of(members)
         if "caption" in facts or "captions" in facts:
-            return list(_captions(facts))
+            return list(stated_captions(facts))
     if "txt" in members:
-        return [_checked(_decoded(members["txt"]))]
+        return [checked_text(decoded(members["txt"]))]
     raise SampleError("text_missing")
 
 
@@ -107,7 +227,7 @@ def facts_of(members: Mapping[str, bytes]) -> dict[str, Any]:
     Raises:
         SampleError: reasons ``text_invalid_utf8`` and ``json_invalid``.
     """
-    return _parsed(members["json"]) if "json" in members else {}
+    return parsed(members["json"]) if "json" in members else {}
 
 
 def segment_of(facts: Mapping[str, Any]) -> tuple[float, float]:
@@ -125,90 +245,14 @@ def segment_of(facts: Mapping[str, Any]) -> tuple[float, float]:
     return float(start), float(end)
 
 
-def pack(
-    records: Iterable[Annotation | Skipped],
-    media_root: str | Path,
-    folder: str | Path,
-    *,
-    source: str,
-    ledger: Ledger,
-    max_samples: int = 1000,
-    max_bytes: int = 1 << 30,
-    overwrite: bool = False,
-    on_record: Callable[[str], None] | None = None,
-) -> Manifest:
-    """Pack annotated media files into shards.
-
-    Args:
-        records: as ``read_annotations`` gives them.
-        media_root: folder that the records' files are relative to.
-        folder: where the shards go.
-        source: name that records which cannot be used are entered under.
-        ledger: counts them and stops beyond its budget.
-        max_samples: samples of a shard.
-        max_bytes: bytes of a shard.
-        overwrite: replace shards that are there.
-        on_record: called with the name of each record after it was packed or skipped, for a progress bar.
-
-    Returns:
-        The manifest as written.
+def parsed(text: bytes) -> dict[str, Any]:
+    """Read one json object.
 
     Raises:
-        InputError: when the media folder is absent, the shard folder cannot be written or nothing could be packed.
+        SampleError: reasons ``text_invalid_utf8`` and ``json_invalid``.
     """
-    media_root = Path(media_root)
-    if not media_root.is_dir():
-        raise InputError(f"{media_root}: no such folder; give the folder that the files of the annotations lie in")
-    keys: set[str] = set()
-    with ShardWriter(folder, max_samples=max_samples, max_bytes=max_bytes, overwrite=overwrite) as writer:
-        for record in records:
-            ledger.add_seen(1)
-            name = record.key if isinstance(record, Skipped) else record.file
-            try:
-                kind, media = _media(record, media_root)
-            except SampleError as error:
-                ledger.add(Skipped(source, name, error.reason))
-            else:
-                assert isinstance(record, Annotation)
-                key = _free_key(record.file, keys)
-                writer.write(key, {kind: media, "json": record.to_member()}, _duration_s(record))
-            if on_record is not None:
-                on_record(name)
-    return writer.manifest
-
-
-@contextmanager
-def _lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
-    """Numbered lines of a file that are not blank."""
     try:
-        with path.open("rb") as file:
-            yield ((number, line) for number, line in enumerate(file, 1) if line.strip())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of one json object a line") from error
-
-
-def _read_record(line: bytes, source: str, key: str) -> Annotation | Skipped:
-    try:
-        facts = _parsed(line)
-        file = facts.pop("file", None)
-        if not isinstance(file, str):
-            raise SampleError("file_missing")
-        captions = _captions(facts)
-        label = facts.pop("label", None)
-        if label is not None:
-            label = _checked(label)
-        if "start_s" in facts or "end_s" in facts:
-            segment_of(facts)
-    except SampleError as error:
-        return Skipped(source, key, error.reason)
-    start_s, end_s = facts.pop("start_s", None), facts.pop("end_s", None)
-    facts = {name: value for name, value in facts.items() if name not in {"caption", "captions"}}
-    return Annotation(file=file, captions=captions, label=label, start_s=start_s, end_s=end_s, facts=facts)
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    try:
-        facts = json.loads(_decoded(text), parse_constant=_refuse_constant)
+        facts = json.loads(decoded(text), parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise SampleError("json_invalid") from error
     if not isinstance(facts, dict):
@@ -216,30 +260,44 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return facts
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    """NaN and Infinity are no json, though Python's reader takes them."""
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity, which are no json, though Python's reader takes them."""
     raise ValueError(name)
 
 
-def _decoded(text: bytes) -> str:
+def decoded(text: bytes) -> str:
+    """Read UTF-8.
+
+    Raises:
+        SampleError: reason ``text_invalid_utf8``.
+    """
     try:
         return text.decode()
     except UnicodeDecodeError as error:
         raise SampleError("text_invalid_utf8") from error
 
 
-def _captions(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """The caption and the further captions of a record, each once."""
+def stated_captions(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the caption and the further captions of a record, each once.
+
+    Raises:
+        SampleError: as ``captions_of``.
+    """
     further = facts.get("captions", [])
     if not isinstance(further, list):
         raise SampleError("text_not_a_string")
     texts = ([facts["caption"]] if "caption" in facts else []) + further
     if not texts:
         raise SampleError("text_missing")
-    return tuple(dict.fromkeys(_checked(text) for text in texts))
+    return tuple(dict.fromkeys(checked_text(text) for text in texts))
 
 
-def _checked(text: object) -> str:
+def checked_text(text: object) -> str:
+    """Return a text that can be used as it is.
+
+    Raises:
+        SampleError: reasons ``text_empty``, ``text_not_a_string``, ``text_too_long``, ``text_invalid_utf8``.
+    """
     if not isinstance(text, str):
         raise SampleError("text_not_a_string")
     if not text.strip():
@@ -251,41 +309,3 @@ def _checked(text: object) -> str:
     except UnicodeEncodeError as error:  # a lone surrogate, which json can spell as an escape
         raise SampleError("text_invalid_utf8") from error
     return text
-
-
-def _media(record: Annotation | Skipped, media_root: Path) -> tuple[str, bytes]:
-    """Type and content of a record's file."""
-    if isinstance(record, Skipped):
-        raise SampleError(record.reason)
-    path = PurePosixPath(record.file)
-    kind = path.suffix.removeprefix(".").lower()
-    if path.is_absolute() or ".." in path.parts:
-        raise SampleError("file_outside_media_root")
-    if kind not in {*VIDEO_TYPES, *AUDIO_TYPES, *IMAGE_TYPES}:
-        raise SampleError("file_type_unknown")
-    try:
-        file = media_root / path
-        if not file.is_file():
-            raise SampleError("file_missing")
-        if file.stat().st_size > MAX_MEDIA_BYTES:
-            raise SampleError("file_too_large")
-        return kind, file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise SampleError("file_unreadable") from error
-
-
-def _free_key(file: str, keys: set[str]) -> str:
-    """A key that still tells the file: its path without the type, dots and slashes replaced, numbered when taken."""
-    stem = str(PurePosixPath(file).with_suffix(""))
-    stem = "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in stem)
-    key, number = stem, 1
-    while key in keys:
-        number += 1
-        key = f"{stem}_{number}"
-    keys.add(key)
-    return key
-
-
-def _duration_s(record: Annotation) -> float | None:
-    duration_s = record.facts.get("duration_s")
-    return float(duration_s) if isinstance(duration_s, int | float) else None

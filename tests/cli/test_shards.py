@@ -3,7 +3,8 @@ import json
 import pytest
 
 from ivt2.cli import shards
-from ivt2.data.annotations import captions_of
+from ivt2.data.annotations import captions_of, facts_of
+from ivt2.data.decode import decode_video
 from ivt2.data.shards import ShardSet
 from tests.data.clips import encode
 
@@ -75,7 +76,9 @@ def test_again_changes_nothing_and_other_content_needs_overwrite(pack, media, tm
         ("annotations=media", "media: cannot be read (Is a directory)"),
         ("media_root=none", "none: no such folder; give the folder that the files of the annotations lie in"),
         ("output=clips.jsonl/out", "clips.jsonl/out: cannot be written (Not a directory); choose another folder"),
-        ("source=csv", "source: expected Literal['jsonl'], got 'csv'"),
+        ("source=jsnl", "source=jsnl: no such source; did you mean 'jsonl'?"),
+        ("source.annotations=[1]", "source.annotations: expected str, got [1]"),
+        ("source=k400", "3 of 3 samples cannot be used (3 csv_invalid), for example k400:clips.jsonl:1"),
         ("max_samples=0", "max_samples=0, max_bytes=1073741824: both must be at least 1"),
         ("max_sample=5", "max_sample: no such key; did you mean 'max_samples'?"),
         ("output=???", "output: has no value; set it with output=..."),
@@ -88,3 +91,27 @@ def test_mistakes_are_one_line(pack, media, changed, expected, tmp_path):
     assert "Traceback" not in err
     assert out == ""
     assert not (tmp_path / "out" / "clips" / "manifest.json").exists()
+
+
+def test_two_datasets_come_back_from_their_shards(pack, tmp_path):
+    videos = {name: encode(num_frames=4, height=32, width=32, gop=gop) for name, gop in (("a", 1), ("b", 2))}
+    (tmp_path / "media" / "run").mkdir(parents=True)
+    for name, data in videos.items():
+        (tmp_path / "media" / "run" / f"{name}.mp4").write_bytes(data)
+    (tmp_path / "k400.csv").write_text("run/a.mp4,17\nrun/b.mp4,400\nrun/b.mp4,399\n")
+    (tmp_path / "names.txt").write_text("\n".join(f"class {number}" for number in range(400)))
+    (tmp_path / "didemo.json").write_text(json.dumps([{"video": "run/b.mp4", "caption": ["He runs.", "He stops."]}]))
+    common = ["media_root=media", "budget=1"]
+    names = "source.record.class_names=names.txt"
+    assert pack("source=k400", "annotations=k400.csv", "output=k400", names, *common)[0] == 0
+    assert pack("source=didemo", "annotations=didemo.json", "output=didemo", *common)[0] == 0
+    assert pack("source=folder_classes", "output=folder", *common)[0] == 0
+    kinetics, paragraphs, folder = ShardSet.open("k400"), ShardSet.open("didemo"), ShardSet.open("folder")
+    assert [facts_of(kinetics.read(index).members) for index in range(2)] == [
+        {"label": "class 17", "class_index": 17},
+        {"label": "class 399", "class_index": 399},
+    ]
+    assert kinetics.read(0).members["mp4"] == videos["a"]
+    assert captions_of(paragraphs.read(0).members) == ["He runs. He stops."]
+    assert decode_video(paragraphs.read(0).members["mp4"], lambda length, _: range(length)).frames.shape[0] == 4
+    assert [facts_of(folder.read(index).members)["label"] for index in range(len(folder))] == ["run", "run"]

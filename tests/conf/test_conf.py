@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 
 from ivt2.cli.door import CONF
 from ivt2.cli.schema import validate
+from ivt2.cli.shards import ShardsConfig
 from ivt2.cli.train_config import TrainConfig
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 ROOTS = sorted(file.stem for file in CONF.glob("*.yaml"))
-NOT_COMPONENTS = {"experiment", "hydra", "sweep", "debug", "local", "paths"}
+NOT_COMPONENTS = {"experiment", "hydra", "sweep", "debug", "local", "paths", "source"}
 
 
 def choices(group):
@@ -54,6 +55,14 @@ def test_every_choice_binds_to_its_constructor(group, choice):
     cfg = composed(*(item for item in base() if not item.startswith(f"{group}=")), f"{listed}{group}={choice}")
     assert group in cfg
     validate(cfg, TrainConfig)
+
+
+@pytest.mark.parametrize("choice", choices("source"))
+def test_every_source_binds_builds_and_says_what_it_reads(choice):
+    cfg = composed(f"source={choice}", "annotations=a.csv", "media_root=media", "output=out", root="shards")
+    validate(cfg, ShardsConfig)
+    assert instantiate(cfg.source, _convert_="all").name == choice.split("_classes", maxsplit=1)[0]
+    assert any(line.startswith("# ") for line in (CONF / "source" / f"{choice}.yaml").read_text().splitlines()[:2])
 
 
 @pytest.mark.parametrize("choice", [f"{group}={choice}" for group in ("debug", "sweep") for choice in choices(group)])

@@ -5,8 +5,11 @@ import json
 import pytest
 
 from ivt2.batch import Skipped
-from ivt2.data.annotations import Annotation, captions_of, facts_of, pack, read_annotations, segment_of
+from ivt2.data.annotations import Annotation, captions_of, facts_of, segment_of
+from ivt2.data.annotations_json import JsonLinesAnnotations
 from ivt2.data.ledger import Ledger, SampleError
+from ivt2.data.packing import pack
+from ivt2.data.record_types import AnnotationRecord
 from ivt2.data.shards import ShardSet
 from ivt2.errors import InputError
 
@@ -61,6 +64,10 @@ def test_segments():
             segment_of(facts)
 
 
+def lines_of(path):
+    return JsonLinesAnnotations(str(path), name="web", record=AnnotationRecord())
+
+
 def test_records_are_read_line_by_line(tmp_path):
     path = tmp_path / "captions.jsonl"
     good = {"file": "a.mp4", "caption": "one", "captions": ["two"], "label": "x", "start_s": 1.0, "end_s": 2.0, "id": 5}
@@ -72,8 +79,8 @@ def test_records_are_read_line_by_line(tmp_path):
         b"\xff",
         b'{"file": "c", "caption": "d"}',
     ]
-    path.write_bytes(b"\n".join(lines))
-    records = list(read_annotations(path, source="web"))
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
+    records = list(lines_of(path))
     assert records[0] == Annotation(
         file="a.mp4", captions=("one", "two"), label="x", start_s=1.0, end_s=2.0, facts={"id": 5}
     )
@@ -83,17 +90,45 @@ def test_records_are_read_line_by_line(tmp_path):
         Skipped("web", "captions.jsonl:5", "text_invalid_utf8"),
     ]
     assert records[4] == Annotation(file="c", captions=("d",))
-    with pytest.raises(InputError, match="one json object a line"):
-        list(read_annotations(tmp_path / "absent", source="web"))
+    assert lines_of(path).count() == 5
+    with pytest.raises(InputError, match="give the annotation file"):
+        list(lines_of(tmp_path / "absent"))
+
+
+def test_the_json_member_can_be_read_back_as_a_record(tmp_path):
+    record = Annotation(
+        file="a.mp4",
+        captions=("one", "two"),
+        label="run",
+        class_index=0,
+        start_s=0.0,
+        end_s=2.5,
+        options=("x", "y"),
+        answers=(1,),
+        turns=({"i": "", "q": "q", "a": "a"},),
+        facts={"id": 3},
+    )
+    assert AnnotationRecord()({"file": "a.mp4", **json.loads(json.dumps(record.to_member()))}) == record
+    assert Annotation(file="a.mp4", options=("x",)).to_member() == {"options": ["x"], "answers": []}
+    assert Annotation(file="a.mp4").to_member() == {}
+
+
+def test_lines_that_are_too_long_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("ivt2.data.annotations.MAX_LINE_BYTES", 40)
+    path = tmp_path / "a.jsonl"
+    short = b'{"file": "a.mp4", "caption": "%s"}\n'
+    path.write_bytes(short % b"a" + short % (b"x" * 200) + short % b"b")
+    assert [getattr(record, "reason", "") for record in lines_of(path)] == ["", "line_too_long", ""]
 
 
 @pytest.mark.parametrize(
-    ("reason", "text"), [case for case in CASES if case[1].endswith(b"}") and b"\n" not in case[1]]
+    ("reason", "text"),
+    [case for case in CASES if case[1].endswith(b"}") and b"\n" not in case[1] and b"label" not in case[1]],
 )
 def test_bad_records_are_named(tmp_path, reason, text):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"file": "x.mp4", ' + text[1:] if len(text) > 2 else b'{"file": "x.mp4"}')
-    assert list(read_annotations(path, source="s")) == [Skipped("s", "a.jsonl:1", reason)]
+    assert list(lines_of(path)) == [Skipped("web", "a.jsonl:1", reason)]
 
 
 @pytest.fixture
