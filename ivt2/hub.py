@@ -261,6 +261,7 @@ def load(
 
 
 def _require_possible(name_or_path: object, dtype: object, **sizes: object) -> None:
+    """Refuse what no network could be loaded with, before anything is looked up or fetched."""
     if not isinstance(name_or_path, str | Path) or not str(name_or_path):
         raise InputError(f"{name_or_path!r}: give a release's name or the path of a folder")
     if dtype not in _DTYPES:

@@ -149,7 +149,9 @@ def export(
         OSError: Writing failed.
     """
     output = Path(output)
-    if output.is_dir() or (output.exists() and not overwrite):
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; name the file to write")
+    if output.exists() and not overwrite:
         raise InputError(f"{output}: is there already; choose another file or set overwrite=true")
     chosen = next((known for known in release.parts if known.name == part), None)
     if chosen is None:

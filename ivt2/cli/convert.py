@@ -9,6 +9,8 @@ from ivt2.cli.door import command
 from ivt2.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from ivt2.checkpoint.convert import OnProgress
 
 
@@ -105,18 +107,23 @@ def _watched(output: Path) -> "Iterator[OnProgress]":
     """A bar for each step of the work; a disk that fails is the user's to mend."""
     from ivt2.data.progress import progress_bar
 
-    with progress_bar("MB") as bar:
-        tasks = {}
+    bar = progress_bar("MB")
+    tasks: dict[str, TaskID] = {}
 
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total / 1e6)
-            bar.update(tasks[what], completed=min(done, total) / 1e6)
+    def on_progress(what: str, done: int, total: int) -> None:
+        if not tasks:  # not before: a mistake that is seen at once is one line and nothing else
+            bar.start()
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total / 1e6)
+        bar.update(tasks[what], completed=min(done, total) / 1e6)
 
-        try:
-            yield on_progress
-        except OSError as error:
-            raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield on_progress
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if tasks:
+            bar.stop()
 
 
 if __name__ == "__main__":

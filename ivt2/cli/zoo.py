@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _WIDTH = 200
 """Columns of the table where it does not go to a terminal."""
 
+_MORE = "python -m ivt2.cli.zoo name=<name> tells where the files of one come from and how to get them"
+
 
 class ZooConfig(Protocol):
     """Root keys of ``conf/zoo.yaml``."""
@@ -133,6 +135,7 @@ def main(cfg: ZooConfig) -> None:
         if not console.is_terminal:
             console = Console(width=_WIDTH)
         console.print(table(facts))
+        console.print(_MORE, soft_wrap=True, highlight=False, markup=False)
         return
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 

@@ -98,7 +98,7 @@ def _read_pieces(file: Path) -> _Pieces:
         return _from_merges(_split_merges(text, file), file)
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"vocabulary {file} is not JSON ({error}): fetch it again") from error
     model = document.get("model")
     if isinstance(model, dict):
@@ -109,7 +109,8 @@ def _read_pieces(file: Path) -> _Pieces:
 
 def _read_text(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        with file.open("rb") as opened:
+            data = opened.read(_MAX_BYTES + 1)
         if data[:2] == b"\x1f\x8b":
             with gzip.open(file) as packed:
                 data = packed.read(_MAX_BYTES + 1)
@@ -146,19 +147,26 @@ def _from_tables(vocab: Any, merges: Any, file: Path) -> _Pieces:
     """Ids and merges that a Hugging Face file states; its merges are pairs or strings with a space."""
     if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise InputError(f"vocabulary {file} has no table of pieces and merges: {_REMEDY}")
-    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in merges]
-    if any(len(pair) != 2 for pair in pairs) or sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    numbered = all(type(index) is int for index in vocab.values()) and set(vocab.values()) == set(range(len(vocab)))
+    if not numbered or not all(map(_is_pair, pairs)):
         raise InputError(f"vocabulary {file} is damaged: {_REMEDY}")
     return _checked(vocab, pairs, file)
 
 
-def _checked(ids: Mapping[str, int], merges: Sequence[tuple[str, ...]], file: Path) -> _Pieces:
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(piece, str) for piece in pair)
+
+
+def _checked(ids: Mapping[str, int], merges: Sequence[Sequence[str]], file: Path) -> _Pieces:
     symbols = _byte_symbols()
     needed = [START, END, *symbols, *(symbol + WORD_END for symbol in symbols)]
     needed += [piece for a, b in merges for piece in (a, b, a + b)]
     unknown = next((piece for piece in needed if piece not in ids), None)
     if unknown is not None:
         raise InputError(f"vocabulary {file} lacks the piece {unknown!r}: {_REMEDY}")
+    if any("\ud800" <= letter <= "\udfff" for letter in set().union(*ids)):  # halves of characters, which JSON can hold
+        raise InputError(f"vocabulary {file} has pieces that are no text: {_REMEDY}")
     return _Pieces(dict(ids), [(a, b) for a, b in merges])
 
 

@@ -14,6 +14,8 @@ UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 PAD_ID = UNK_ID
 """Padding takes the id of the unknown piece, as the network was trained."""
 
+_MAX_BYTES = 1 << 26
+
 
 class LlamaTokenizer:
     """Captions to ids of a fixed length: start token, pieces of ``"summarize:" + caption``, end token, then zeros.
@@ -66,7 +68,8 @@ class LlamaTokenizer:
 
 
 def _read(file: str | Path) -> bytes:
-    data = Path(file).read_bytes()
-    if not data:  # the library takes an empty file for a model and complains at the first use
-        raise OSError(f"{file} is empty")
+    with Path(file).open("rb") as opened:
+        data = opened.read(_MAX_BYTES + 1)
+    if not 0 < len(data) <= _MAX_BYTES:  # the library takes an empty file for a model and complains at the first use
+        raise OSError(f"{file} is empty or larger than {_MAX_BYTES} bytes")
     return data

@@ -29,6 +29,7 @@ def test_all_releases_have_a_row(show, tmp_path):
         "video, image, text", "4", "224", "512", "1.41 B", "1", "2.82 GB", "Apache-2.0, gated",
     ]  # fmt: skip
     assert cells["beats-iter3-as2m"][1:8] == ["audio", "-", "-", "768", "90.3 M", "1", "not stated"]
+    assert out.splitlines()[-1].startswith("python -m ivt2.cli.zoo name=<name> tells where")
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from ivt2.data.tokenizer_clip import ClipTokenizer, clean
+from ivt2.data.tokenizer_clip import END, START, WORD_END, ClipTokenizer, _byte_symbols, clean
 from ivt2.errors import InputError
 
 HEADER = '"bpe_simple_vocab_16e6.txt#version: 0.2 - a comment'
@@ -137,6 +137,11 @@ def test_it_can_be_pickled(merges_file):
         ("a.json", b'{"model": {"vocab": {}}}', "has no table"),
         ("a.json", b'{"model": {"vocab": {"a": 0, "b": 0}, "merges": []}}', "damaged"),
         ("a.json", b'{"model": {"vocab": {"a": 0}, "merges": []}}', "lacks the piece"),
+        ("a.json", b'{"model": {"vocab": {"a": "0"}, "merges": []}}', "damaged"),
+        ("a.json", b'{"model": {"vocab": {"a": [0]}, "merges": []}}', "damaged"),
+        ("a.json", b'{"model": {"vocab": {"a": 0}, "merges": [5]}}', "damaged"),
+        ("a.json", b'{"model": {"vocab": {"a": 0}, "merges": [[["a"], "b"]]}}', "damaged"),
+        ("a.json", b'{"model": ' + b"[" * 10**5, "is not JSON"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, name, content, message):
@@ -144,6 +149,19 @@ def test_files_that_cannot_be_used(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         ClipTokenizer(tmp_path / name)
+
+
+def test_pieces_that_are_half_a_character(tmp_path, merges_file):
+    pieces = dict.fromkeys([*_byte_symbols(), *(symbol + WORD_END for symbol in _byte_symbols()), START, END, "\ud800"])
+    model = {"vocab": {piece: index for index, piece in enumerate(pieces)}, "merges": []}
+    (tmp_path / "a.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(InputError, match="has pieces that are no text"):
+        ClipTokenizer(tmp_path / "a.json")
+
+
+def test_a_file_without_end_is_read_to_a_limit():
+    with pytest.raises(InputError, match="/dev/zero is larger than"):
+        ClipTokenizer("/dev/zero")
 
 
 def test_a_row_needs_room_for_text(merges_file):

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ivt2.checkpoint.zoo import RELEASES
 from ivt2.cli.door import CONF
 from ivt2.cli.schema import validate
 from ivt2.cli.train_config import TrainConfig
@@ -237,3 +238,35 @@ def test_pages_are_ascii_and_lines_short(page):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def table_of_releases():
+    """Cells of each row of the table of what was verified."""
+    page = (ROOT / "docs" / "checkpoints.md").read_text().partition("## What was verified")[2]
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    return [[SPAN.findall(cell) for cell in row] for row in rows]
+
+
+def patterns(names):
+    """Regular expressions of names such as ``internvideo2-{s14,b14}-*``; ``-audio`` continues the one before."""
+    whole = []
+    for name in names:
+        whole.append(whole[-1] + name if name.startswith("-") else name)
+    for name in whole:
+        choices = re.sub(r"\{([^}]*)\}", lambda group: f"({group[1].replace(',', '|')})", name)
+        yield choices.replace("*", ".*")
+
+
+def test_what_was_verified_is_said_of_every_release():
+    for release in RELEASES.values():
+        rows = [row for row in table_of_releases() if any(re.fullmatch(one, release.name) for one in patterns(row[0]))]
+        assert len(rows) == 1, release.name
+        assert {part.key_map.name for part in release.parts} <= set(rows[0][1]), release.name
+
+
+def test_what_was_verified_is_said_of_nothing_else():
+    key_maps = {part.key_map.name for release in RELEASES.values() for part in release.parts}
+    for names, maps, *_ in table_of_releases():
+        assert set(maps) <= key_maps
+        for one in patterns(names):
+            assert any(re.fullmatch(one, name) for name in RELEASES), one
