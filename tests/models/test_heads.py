@@ -1,4 +1,4 @@
-"""Heads and the classifier: counts, formulas, order of the channels, start, errors."""
+"""Heads and the classifier: formulas, order of the channels, start, errors."""
 
 import pytest
 import torch
@@ -8,56 +8,8 @@ from torch.nn import functional
 from ivt2.errors import InputError
 from ivt2.models.heads import ClassificationHead, ConcatHead, VideoClassifier
 from ivt2.models.internvideo2 import Encoded, InternVideo2
-from ivt2.models.published import video_encoder
 
-# Source: specification of stage 1, sections 1.7 and A.5.
-FINETUNED = {"s14": 23_352_976, "b14": 89_748_112, "l14": 309_238_416, "1b": 1_021_017_744, "6b": 5_942_044_304}
-UNUSED_NORM = 2 * 768
-"""The reference builds the norm of the pooled vector even where that vector does not enter."""
-CONCATENATED = {
-    ("layer", False, False): 1_024_086_702 - UNUSED_NORM,
-    ("batch", False, False): 1_024_086_702 - UNUSED_NORM,
-    ("plain_batch", False, False): 1_024_083_886 - UNUSED_NORM,
-    ("layer", False, True): 1_024_220_334,
-    ("batch", False, True): 1_024_220_334,
-    ("plain_batch", False, True): 1_024_217_518,
-    ("layer", True, False): 1_026_949_294 - UNUSED_NORM,
-    ("batch", True, False): 1_026_949_294 - UNUSED_NORM,
-    ("plain_batch", True, False): 1_026_947_758 - UNUSED_NORM,
-    ("layer", True, True): 1_027_082_926,
-    ("batch", True, True): 1_027_082_926,
-    ("plain_batch", True, True): 1_027_081_390,
-}
 SIZES = {"embed_dim": 10, "pooled_dim": 6, "num_frames": 3, "num_classes": 5}
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@pytest.mark.parametrize("size", FINETUNED)
-def test_fine_tuned_models_have_as_many_parameters_as_the_reference(size):
-    with torch.device("meta"):
-        encoder = video_encoder(size, num_frames=8)
-        assert count(VideoClassifier(encoder, ClassificationHead(pooled_dim=768, num_classes=400))) == FINETUNED[size]
-
-
-def test_probes_of_the_1b_model_have_as_many_parameters_as_the_reference():
-    with torch.device("meta"):
-        encoder = video_encoder("1b", num_frames=16)
-        probe = ClassificationHead(pooled_dim=768, num_classes=174, extra_mlp=True)
-        assert count(VideoClassifier(encoder, probe)) == 1_028_451_502
-        for (merge_norm, per_frame, with_pooled), expected in CONCATENATED.items():
-            head = ConcatHead(
-                embed_dim=1408,
-                pooled_dim=768,
-                num_frames=16,
-                num_classes=174,
-                per_frame=per_frame,
-                with_pooled=with_pooled,
-                merge_norm=merge_norm,
-            )
-            assert count(VideoClassifier(encoder, head)) == expected, (merge_norm, per_frame, with_pooled)
 
 
 def randomize(module):

@@ -1,4 +1,4 @@
-"""The video encoder: sizes, equation, options, errors, engines."""
+"""The video encoder: equation, options, errors, engines."""
 
 import os
 import socket
@@ -10,6 +10,7 @@ import torch
 
 from ivt2.errors import InputError
 from ivt2.models.internvideo2 import IMAGENET_MEAN, IMAGENET_STD, InternVideo2, taps_from_end
+from ivt2.models.published import video_encoder
 from ivt2.nn.drop_path import DropPath
 from ivt2.ops.masking import random_masking
 from ivt2.ops.position import average_frames, sincos_1d, sincos_2d, sincos_3d
@@ -33,29 +34,13 @@ def clips(num_frames=4, batch=2, size=8):
     return torch.randn(batch, num_frames, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-# Sizes: specification of stage 1, section 1.7, column "backbone+pool only"; 8 frames of 224 x 224.
-@pytest.mark.parametrize(
-    ("embed_dim", "depth", "num_heads", "mlp_ratio", "parameters"),
-    [
-        (384, 12, 6, 4.0, 23_043_840),
-        (768, 12, 12, 4.0, 89_438_976),
-        (1024, 24, 16, 4.0, 308_929_280),
-        (1408, 40, 16, 48 / 11, 1_020_708_608),
-        (3200, 48, 25, 4.0, 5_941_735_168),
-    ],
-    ids=["S", "B", "L", "1B", "6B"],
-)
-def test_parameter_counts_and_forward_on_meta(embed_dim, depth, num_heads, mlp_ratio, parameters):
+def test_forward_of_the_published_size_on_meta():
     with torch.device("meta"):
-        model = InternVideo2(
-            image_size=224, patch_size=14, num_frames=8, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-        )  # fmt: skip
-        encoded = model(torch.empty(2, 8, 3, 224, 224, dtype=torch.uint8), taps=[depth - 2, depth - 1])
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert encoded.tokens.shape == (2, 2049, embed_dim)
+        model = video_encoder("1b", num_frames=8)
+        encoded = model(torch.empty(2, 8, 3, 224, 224, dtype=torch.uint8), taps=[38, 39])
+    assert encoded.tokens.shape == (2, 2049, 1408)
     assert encoded.pooled.shape == (2, 768)
-    assert encoded.intermediates.shape == (2, 2, 2049, embed_dim)
+    assert encoded.intermediates.shape == (2, 2, 2049, 1408)
     assert model.num_patches_per_frame == 256
     assert model.num_patches(1) == 256
 
@@ -172,6 +157,13 @@ def test_options_change_the_result(change):
     shared = {name: value for name, value in model.state_dict().items() if name in other.state_dict()}
     other.load_state_dict(shared)
     assert not torch.equal(model(clips()).pooled, other(clips()).pooled)
+
+
+def test_layer_scale_multiplies_in_float32_unless_told_otherwise():
+    wide, narrow = make(), make(layer_scale_fp32=False)
+    assert torch.equal(wide(clips()).tokens, narrow(clips()).tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.equal(wide(clips()).tokens, narrow(clips()).tokens)
 
 
 def test_pixels_are_normalised_with_the_constants_of_the_encoder():

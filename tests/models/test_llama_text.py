@@ -1,7 +1,6 @@
 """LLaMA as text encoder against transformers' own model; adapters against the product written out."""
 
 import sys
-import time
 
 import pytest
 import torch
@@ -16,9 +15,6 @@ TINY = {
     "projection_dim": 6,
 }  # fmt: skip
 LORA = {"lora_rank": 3, "lora_alpha": 6.0}
-LLAMA_7B = {
-    "vocab_size": 49954, "embed_dim": 4096, "depth": 32, "num_heads": 32, "mlp_dim": 11008, "projection_dim": 768,
-}  # fmt: skip
 IDS = torch.tensor([[1, 7, 9, 30, 2, 0, 0], [1, 5, 2, 0, 0, 0, 0], [1, 8, 8, 8, 8, 39, 2]])
 LAST = [4, 2, 6]
 
@@ -202,13 +198,3 @@ def test_names_of_the_parameters_are_fixed():
     expected = plain - {f"{name}.weight" for name in wrapped}
     expected |= {f"{name}.{part}.weight" for name in wrapped for part in parts}
     assert set(make(depth=1, **LORA).state_dict()) == expected
-
-
-@pytest.mark.parametrize(("lora", "parameters"), [({}, 6_684_028_928), ({"lora_rank": 16}, 6_692_417_536)])
-def test_parameters_of_the_7b_tower(lora, parameters):
-    """Source: inventories of the reference's state dicts. Building on meta is quick: under 2 s on one core."""
-    start = time.perf_counter()
-    with torch.device("meta"):
-        model = LlamaText(**LLAMA_7B, **lora)
-    assert time.perf_counter() - start < 10
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters

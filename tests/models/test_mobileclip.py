@@ -159,12 +159,6 @@ def test_names_of_the_parameters_are_fixed():
     assert "pos_embed" not in make(position_table=False).state_dict()
 
 
-def test_parameters_of_mobileclip_b():
-    """Source: specification of stage 2, section 6.5."""
-    with torch.device("meta"):
-        model = MobileClipText(
-            vocab_size=49408, context_length=77, embed_dim=512, depth=12, num_heads=8, projection_dim=512
-        )
-        assert model(torch.zeros(2, 77, dtype=torch.long)).shape == (2, 512)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 63_428_096
+def test_nothing_decays():
+    model = make()
     assert model.no_weight_decay() == {name for name, _ in model.named_parameters()}
