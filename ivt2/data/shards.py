@@ -1,195 +1,32 @@
 """Shards of samples: WebDataset tar files with a manifest, written once and read by place.
 
-A shard holds members ``<key>.<type>`` one sample after the other. ``manifest.json`` is written last: a folder with a
-manifest is complete, and its hash names the data exactly. Shards of other tools, without a manifest, are read too.
+A shard holds members ``<key>.<type>`` one sample after the other; beside it lies an index of them. Shards without an
+index, or of other tools, without a manifest, are read too: their headers are gone through first.
 """
 
 import hashlib
-import io
-import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 from typing_extensions import Self
 
 from ivt2.data.ledger import SampleError
-from ivt2.data.tar_index import MEMBER_TYPES, SampleTable, TarIndex, scan
+from ivt2.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, SourceFile, read_manifest
+from ivt2.data.shard_file import Member, OpenShard, check_key, encode, replace_file
+from ivt2.data.shard_index import SampleTable, fingerprint
+from ivt2.data.tar_index import BLOCK, Span, TarIndex, is_header, scan
 from ivt2.errors import InputError
-
-MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
 
 _WRITER = "`python -m ivt2.cli.shards`"
 
 _log = logging.getLogger(__name__)
-
-Member = bytes | str | dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardInfo:
-    """One line of the manifest.
-
-    Args:
-        name: file name within the folder.
-        sha256: of the whole file, in hex.
-        bytes: size of the file.
-        samples: how many it holds.
-        duration_s: playing time of all its clips, as far as it was known, in seconds.
-    """
-
-    name: str
-    sha256: str
-    bytes: int
-    samples: int
-    duration_s: float
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All shards of a folder, in the order that numbers their samples."""
-
-    shards: tuple[ShardInfo, ...]
-
-    @property
-    def samples(self) -> int:
-        """Samples of all shards."""
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def hash(self) -> str:
-        """Fingerprint of the content: equal exactly when names, bytes and order of the shards are."""
-        lines = "\n".join(f"{shard.name} {shard.sha256} {shard.samples}" for shard in self.shards)
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """Return the text of ``manifest.json``."""
-        content = {
-            "version": MANIFEST_VERSION,
-            "tool": "ivt2",
-            "samples": self.samples,
-            "bytes": sum(shard.bytes for shard in self.shards),
-            "duration_s": round(sum(shard.duration_s for shard in self.shards), 3),
-            "shards": [asdict(shard) for shard in self.shards],
-        }
-        return json.dumps(content, indent=1) + "\n"
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """Read ``manifest.json`` of a folder.
-
-    Returns:
-        None when the folder has none.
-
-    Raises:
-        InputError: when the file is not a manifest of this tool.
-    """
-    path = folder / MANIFEST_NAME
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-        version = content["version"]
-        shards = tuple(ShardInfo(**shard) for shard in content["shards"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{path}: is not a shard manifest ({error}); move it or write the shards again") from error
-    if version != MANIFEST_VERSION:
-        raise InputError(f"{path}: has version {version}, this ivt2 reads {MANIFEST_VERSION}; write the shards again")
-    for shard in shards:
-        if Path(shard.name).name != shard.name:
-            raise InputError(f"{path}: names a shard outside its folder ({shard.name}); write the shards again")
-    return Manifest(shards)
-
-
-class ShardCheck(NamedTuple):
-    """Result of reading one shard whole."""
-
-    name: str
-    problem: str | None
-    """None when size and hash are those of the manifest."""
-
-
-def verify(folder: str | Path) -> Iterator[ShardCheck]:
-    """Compare every shard of a folder with the manifest, byte for byte; yields as it goes on.
-
-    Raises:
-        InputError: when the folder has no manifest.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise InputError(f"{folder}: has no {MANIFEST_NAME} to compare with; write the shards with {_WRITER}")
-    for shard in manifest.shards:
-        yield ShardCheck(shard.name, _difference(folder / shard.name, shard))
-
-
-def _difference(path: Path, shard: ShardInfo) -> str | None:
-    if not path.is_file():
-        return "missing"
-    size = path.stat().st_size
-    if size != shard.bytes:
-        return f"{size} bytes instead of {shard.bytes}"
-    with path.open("rb") as file:
-        return None if _digest(file) == shard.sha256 else "sha256 differs"
-
-
-def _digest(file: BinaryIO) -> str:
-    state = hashlib.sha256()
-    while block := file.read(1 << 20):
-        state.update(block)
-    return state.hexdigest()
-
-
-class _OpenShard:
-    """A shard being written under a temporary name."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        from webdataset import TarWriter
-
-        self.path = folder / name
-        self.temporary = folder / f".{name}.partial"
-        self.samples = 0
-        self.bytes = 0
-        self.duration_s = 0.0
-        self._file = self.temporary.open("w+b")
-        # fixed owner, mode and time: equal samples give equal bytes; PAX takes names of any length
-        self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT")
-
-    def write(self, key: str, members: Mapping[str, bytes], duration_s: float) -> None:
-        self._tar.write({"__key__": key, **members})
-        self.samples += 1
-        self.bytes += sum(map(len, members.values()))
-        self.duration_s += duration_s
-
-    def finish(self) -> ShardInfo:
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = self._file.tell()
-        self._file.seek(0)
-        digest = _digest(self._file)
-        self._file.close()
-        return ShardInfo(
-            name=self.path.name,
-            sha256=digest,
-            bytes=size,
-            samples=self.samples,
-            duration_s=round(self.duration_s, 3),
-        )
-
-    def discard(self) -> None:
-        with suppress(OSError):
-            self._tar.close()
-            self._file.close()
-        self.temporary.unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -205,13 +42,21 @@ class ShardWriter:
         max_bytes: bytes of members after which a new shard begins; one sample may be larger.
         prefix: shards are called ``<prefix>-000000.tar`` and so on.
         overwrite: replace the shards of this prefix that the folder holds.
+        sources: files that the samples come from, such as the annotations; the manifest names them with their hash.
 
     Raises:
-        InputError: when the folder cannot be written or holds other shards.
+        InputError: when the folder cannot be written or holds other shards, or a source cannot be read.
     """
 
     def __init__(
-        self, folder: str | Path, *, max_samples: int, max_bytes: int, prefix: str = "shard", overwrite: bool = False
+        self,
+        folder: str | Path,
+        *,
+        max_samples: int,
+        max_bytes: int,
+        prefix: str = "shard",
+        overwrite: bool = False,
+        sources: Sequence[str | Path] = (),
     ) -> None:
         if max_samples < 1 or max_bytes < 1:
             raise InputError(f"max_samples={max_samples}, max_bytes={max_bytes}: both must be at least 1")
@@ -219,16 +64,17 @@ class ShardWriter:
         self.max_samples = max_samples
         self.max_bytes = max_bytes
         self.prefix = prefix
+        self._sources = tuple(SourceFile.of(Path(source)) for source in sources)
         self._overwrite = overwrite
         self._shards: list[ShardInfo] = []
         self._keys: set[str] = set()
-        self._open: _OpenShard | None = None
+        self._open: OpenShard | None = None
         self._earlier = self._prepare()
 
     @property
     def manifest(self) -> Manifest:
         """The shards finished so far."""
-        return Manifest(tuple(self._shards))
+        return Manifest(tuple(self._shards), self._sources)
 
     def write(self, key: str, members: Mapping[str, Member], duration_s: float | None = None) -> None:
         """Append a sample.
@@ -241,10 +87,10 @@ class ShardWriter:
         Raises:
             InputError: when the key, a type or a content is not allowed, or the disk refuses.
         """
-        _check_key(key)
+        check_key(key)
         if key in self._keys:
             raise InputError(f"key {key!r}: is used twice; give every sample its own key")
-        encoded = {kind: _encode(key, kind, content) for kind, content in members.items()}
+        encoded = {kind: encode(key, kind, content) for kind, content in members.items()}
         if not encoded:
             raise InputError(f"sample {key!r}: has no members; give it a video and a caption")
         try:
@@ -270,10 +116,10 @@ class ShardWriter:
             if len(self._earlier.shards) != len(self._shards):
                 raise InputError(self._holds_others())
             return
-        _replace_text(self.folder / MANIFEST_NAME, self.manifest.to_json())
-        written = {shard.name for shard in self._shards}
-        for path in self.folder.glob(f"{self.prefix}-??????.tar"):
-            if path.name not in written:
+        replace_file(self.folder / MANIFEST_NAME, self.manifest.to_json().encode())
+        written = {name for shard in self._shards for name in (shard.name, shard.index_name)}
+        for path in self.folder.glob(f"{self.prefix}-??????.*"):
+            if path.suffix in {".tar", ".index"} and path.name not in written:
                 path.unlink()
 
     def _prepare(self) -> Manifest | None:
@@ -282,7 +128,7 @@ class ShardWriter:
             earlier = None if self._overwrite else read_manifest(self.folder)
             if earlier is None and not self._overwrite and any(self.folder.glob("*.tar")):
                 raise InputError(self._holds_others())
-            for path in self.folder.glob(".*.tar.partial"):
+            for path in (*self.folder.glob(".*.tar.partial"), *self.folder.glob(".*.index.partial")):
                 path.unlink()
             if self._overwrite:
                 (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -295,13 +141,13 @@ class ShardWriter:
     def _holds_others(self) -> str:
         return f"{self.folder}: already holds other shards; choose another folder or set overwrite=true"
 
-    def _shard_for(self, size: int) -> _OpenShard:
+    def _shard_for(self, size: int) -> OpenShard:
         shard = self._open
         if shard is not None and (shard.samples >= self.max_samples or shard.bytes + size > self.max_bytes):
             self._close_shard()
             shard = None
         if shard is None:
-            shard = self._open = _OpenShard(self.folder, f"{self.prefix}-{len(self._shards):06d}.tar")
+            shard = self._open = OpenShard(self.folder, f"{self.prefix}-{len(self._shards):06d}.tar")
         return shard
 
     def _close_shard(self) -> None:
@@ -311,10 +157,10 @@ class ShardWriter:
         info = shard.finish()
         number = len(self._shards)
         if self._earlier is None:
-            shard.temporary.replace(shard.path)
+            shard.publish(info)
         else:
             shard.discard()
-            if number >= len(self._earlier.shards) or self._earlier.shards[number] != info:
+            if number >= len(self._earlier.shards) or not _same(self._earlier.shards[number], info):
                 raise InputError(self._holds_others())
         self._shards.append(info)
 
@@ -330,27 +176,78 @@ class RawSample:
     """Position in the shard set."""
 
 
+class ShardFiles(Protocol):
+    """Where the files of a set are: the only part of reading that differs between a disk and object storage."""
+
+    def open(self, shard: ShardInfo) -> int:
+        """Open a shard for reading by place.
+
+        Raises:
+            OSError: when it cannot be opened.
+            SampleError: when it cannot be had.
+        """
+
+    def index(self, shard: ShardInfo) -> bytes:
+        """Read a shard's index file; errors as for ``open``."""
+
+    def scan(self, shard: ShardInfo) -> TarIndex:
+        """Go through the headers of a shard that has no index; errors as for ``open``, and InputError."""
+
+
+class _Folder:
+    """Shards on a disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, shard: ShardInfo) -> int:
+        return os.open(self.path / shard.name, os.O_RDONLY | os.O_CLOEXEC)
+
+    def index(self, shard: ShardInfo) -> bytes:
+        return (self.path / shard.index_name).read_bytes()
+
+    def scan(self, shard: ShardInfo) -> TarIndex:
+        return scan(self.path / shard.name)
+
+
 class ShardSet:
     """The samples of a folder of shards, read by place; build it with ``ShardSet.open``.
 
     Every sample that the manifest promises has a number, whether its bytes are still there or not, so that damage to
-    one shard does not renumber the rest. Safe to use in forked workers: reads carry their offset and share no cursor.
+    one shard does not renumber the rest. The index of a shard is read when its first sample is asked for. Safe to use
+    in forked workers: reads carry their offset and share no cursor.
+
+    Args:
+        files: where the shards are.
+        shards: in the order that numbers their samples.
+        manifest_hash: names the data.
+        scanned: tables of the shards that have no index or are not as the manifest says, by their number.
     """
 
     _MAX_OPEN = 32
+    _MAX_INDEX_BYTES = 1 << 27
 
-    def __init__(self, folder: Path, shards: Mapping[str, int], table: SampleTable, manifest_hash: str) -> None:
-        self.folder = folder
-        self.names = tuple(shards)
-        self.samples_per_shard = tuple(shards.values())
+    def __init__(
+        self,
+        files: ShardFiles,
+        shards: Sequence[ShardInfo],
+        manifest_hash: str,
+        scanned: Mapping[int, SampleTable] | None = None,
+    ) -> None:
+        self.names = tuple(shard.name for shard in shards)
+        self.samples_per_shard = tuple(shard.samples for shard in shards)
         self.manifest_hash = manifest_hash
+        self._files = files
+        self._shards = tuple(shards)
         self._first = np.concatenate([[0], np.cumsum(self.samples_per_shard, dtype=np.int64)])
-        self._table = table
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._scanned = dict(scanned or {})
+        self._tables: OrderedDict[int, SampleTable] = OrderedDict()
+        self._table_bytes = 0
+        self._open: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Index every shard of a folder and compare sizes with its manifest, if it has one.
+        """Compare the shards of a folder with its manifest, if it has one, and scan those that have no index.
 
         Raises:
             InputError: when the folder holds no shards, a shard is missing, is not a tar file, has no readable
@@ -360,21 +257,36 @@ class ShardSet:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; correct the path or write shards there with {_WRITER}")
         manifest = read_manifest(folder)
-        found = sorted(path.name for path in folder.glob("*.tar") if not path.name.startswith("."))
-        names = found if manifest is None else [shard.name for shard in manifest.shards]
-        if not names:
+        found = _sizes(folder)
+        if not found and (manifest is None or not manifest.shards):
             raise InputError(f"{folder}: holds no shards (*.tar); write some with {_WRITER}")
-        if unlisted := sorted(set(found) - set(names)):
+        if manifest is None:
+            return cls._open_foreign(folder, found)
+        promised = {shard.name for shard in manifest.shards}
+        if unlisted := sorted(found.keys() - promised):
             raise InputError(f"{folder / unlisted[0]}: is not in {MANIFEST_NAME}; move it to a folder of its own")
-        if missing := sorted(set(names) - set(found)):
+        if missing := sorted(promised - found.keys()):
             raise InputError(f"{folder / missing[0]}: is in {MANIFEST_NAME} but not there; restore it")
-        promised = {} if manifest is None else {shard.name: shard for shard in manifest.shards}
-        table, shards = SampleTable(), {}
-        for name in names:
+        scanned = {
+            number: _scan_promised(folder, shard)
+            for number, shard in enumerate(manifest.shards)
+            if shard.index_sha256 is None or found[shard.name] != shard.bytes
+        }
+        return cls(_Folder(folder), manifest.shards, manifest.hash, scanned)
+
+    @classmethod
+    def _open_foreign(cls, folder: Path, sizes: Mapping[str, int]) -> Self:
+        """Open shards of another tool, which nothing but their headers describes."""
+        shards, tables = [], []
+        for name in sorted(sizes):
             index = scan(folder / name)
-            shards[name] = _count(folder / name, index, promised.get(name))
-            table.append(index, shards[name])
-        return cls(folder, shards, table, _fingerprint(shards, table) if manifest is None else manifest.hash)
+            found = _count(folder / name, index)
+            if not index.complete:
+                message = "%s: is damaged and no manifest says how much is lost; %d samples found"
+                _log.warning(message, folder / name, found)
+            shards.append(ShardInfo(name=name, sha256="", bytes=sizes[name], samples=found, duration_s=0.0))
+            tables.append(SampleTable.of(index, found))
+        return cls(_Folder(folder), shards, _fingerprint(shards, tables), dict(enumerate(tables)))
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -385,17 +297,18 @@ class ShardSet:
 
     def key(self, index: int) -> str:
         """Name of a sample; ``<shard>#<number>`` where the damage took the name too."""
-        shard = self.shard_of(index)
-        number = index - int(self._first[shard])
-        return self._table.key(index) or f"{self.names[shard]}#{number}"
+        shard, number = self._place(index)
+        return self._table(shard).key(number) or f"{self.names[shard]}#{number}"
 
     def types(self, index: int) -> tuple[str, ...]:
         """Types of a sample's members, without reading them."""
-        return tuple(self._table.spans(index))
+        shard, number = self._place(index)
+        return tuple(self._table(shard).spans(number))
 
     def problem(self, index: int) -> str | None:
         """Why a sample cannot be read; None when it can."""
-        return self._table.reason(index)
+        shard, number = self._place(index)
+        return self._table(shard).reason(number)
 
     def read(self, index: int) -> RawSample:
         """Read all members of a sample.
@@ -404,93 +317,126 @@ class ShardSet:
             index: position in the set, from 0.
 
         Raises:
-            SampleError: when the shard lost the sample; the reason is ``problem(index)`` or ``shard_changed``.
+            SampleError: when the shard lost the sample; the reason is ``problem(index)``, ``shard_changed`` or
+                ``shard_unreadable``.
             IndexError: when the set is shorter.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         if (reason := self.problem(index)) is not None:
             raise SampleError(reason)
-        shard = self.shard_of(index)
+        shard, number = self._place(index)
+        key, spans = self.key(index), self._table(shard).spans(number)
         file = self._file(shard)
-        members = {kind: os.pread(file, span.size, span.offset) for kind, span in self._table.spans(index).items()}
-        if any(len(members[kind]) != span.size for kind, span in self._table.spans(index).items()):
+        try:
+            members = {kind: os.pread(file, span.size, span.offset) for kind, span in spans.items()}
+            # an index says where members should be; the header in front of each says what is there
+            names = {} if shard in self._scanned else {kind: f"{key}.{kind}" for kind in spans}
+            same = all(is_header(_block_before(file, spans[kind]), name, spans[kind]) for kind, name in names.items())
+        except OSError as error:
+            raise SampleError("shard_unreadable") from error
+        if not same or any(len(members[kind]) != span.size for kind, span in spans.items()):
             raise SampleError("shard_changed")
-        return RawSample(self.key(index), members, self.names[shard], index)
+        return RawSample(key, members, self.names[shard], index)
 
     def close(self) -> None:
         """Close the shards' files; they open again when needed."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        while self._open:
+            os.close(self._open.popitem()[1])
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "_open"):
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_tables": OrderedDict(), "_table_bytes": 0}
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = self.shard_of(index)
+        return shard, index - int(self._first[shard])
+
+    def _table(self, shard: int) -> SampleTable:
+        if shard in self._scanned:
+            return self._scanned[shard]
+        if shard not in self._tables:
+            self._tables[shard] = self._load(self._shards[shard])
+            self._table_bytes += self._tables[shard].nbytes
+            while self._table_bytes > self._MAX_INDEX_BYTES and len(self._tables) > 1:
+                self._table_bytes -= self._tables.popitem(last=False)[1].nbytes
+        self._tables.move_to_end(shard)
+        return self._tables[shard]
+
+    def _load(self, shard: ShardInfo) -> SampleTable:
+        """The table of a shard from its index, or from its headers when the index is not the one of the manifest."""
+        try:
+            if shard.index_sha256 is not None:
+                content = self._files.index(shard)
+                if hashlib.sha256(content).hexdigest() == shard.index_sha256:
+                    return SampleTable.from_bytes(content, shard_bytes=shard.bytes, num_samples=shard.samples)
+        except (OSError, ValueError, SampleError) as error:
+            _log.warning("%s: its index is not used (%s)", shard.name, error)
+        else:
+            _log.warning("%s: its index is not used (it is not the one of %s)", shard.name, MANIFEST_NAME)
+        try:
+            table = SampleTable.of(self._files.scan(shard), shard.samples)
+            return table if len(table) == shard.samples else SampleTable.lost(shard.samples, "shard_changed")
+        except (InputError, OSError):
+            return SampleTable.lost(shard.samples, "shard_unreadable")
+        except SampleError as error:
+            return SampleTable.lost(shard.samples, error.reason)
 
     def _file(self, shard: int) -> int:
-        if shard not in self._files:
+        if shard not in self._open:
             try:
-                self._files[shard] = os.open(self.folder / self.names[shard], os.O_RDONLY | os.O_CLOEXEC)
+                file = self._files.open(self._shards[shard])
             except OSError as error:
                 raise SampleError("shard_unreadable") from error
-        self._files.move_to_end(shard)
-        if len(self._files) > self._MAX_OPEN:
-            os.close(self._files.popitem(last=False)[1])
-        return self._files[shard]
+            if shard not in self._scanned and os.fstat(file).st_size != self._shards[shard].bytes:
+                os.close(file)
+                raise SampleError("shard_changed")
+            self._open[shard] = file
+        self._open.move_to_end(shard)
+        if len(self._open) > self._MAX_OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        return self._open[shard]
 
 
-def _count(path: Path, index: TarIndex, promised: ShardInfo | None) -> int:
-    """How many samples a shard counts for, damage included."""
-    found = len(index.members)
-    if found == len(index.unusable):
-        raise InputError(f"{path}: has no readable sample; restore it or remove it and write the shards again")
-    if promised is None:
-        if not index.complete:
-            _log.warning("%s: is damaged and no manifest says how much is lost; %d samples found", path, found)
-        return found
+def _sizes(folder: Path) -> dict[str, int]:
+    """The shards that lie in a folder, and their sizes."""
+    with os.scandir(folder) as entries:
+        tars = [entry for entry in entries if entry.name.endswith(".tar") and not entry.name.startswith(".")]
+        return {entry.name: entry.stat().st_size for entry in tars}
+
+
+def _scan_promised(folder: Path, promised: ShardInfo) -> SampleTable:
+    """The table of a shard that is not as its manifest says or has no index."""
+    path = folder / promised.name
+    index = scan(path)
+    found = _count(path, index)
     intact = index.complete and not index.unusable and found == promised.samples
     if found > promised.samples or (intact and path.stat().st_size != promised.bytes):
         raise InputError(f"{path}: is not the one that {MANIFEST_NAME} describes; restore it or write the shards again")
-    return promised.samples
+    return SampleTable.of(index, promised.samples)
 
 
-def _fingerprint(shards: Mapping[str, int], table: SampleTable) -> str:
+def _count(path: Path, index: TarIndex) -> int:
+    """How many samples a shard has, those that cannot be used included."""
+    found = len(index.members)
+    if found == len(index.unusable):
+        raise InputError(f"{path}: has no readable sample; restore it or remove it and write the shards again")
+    return found
+
+
+def _block_before(file: int, span: Span) -> bytes:
+    return os.pread(file, BLOCK, span.offset - BLOCK) if span.offset >= BLOCK else b""
+
+
+def _fingerprint(shards: Sequence[ShardInfo], tables: Sequence[SampleTable]) -> str:
     """What identifies shards without a manifest: names, counts, and place and size of every member."""
-    lines = "\n".join([*(f"{name} {count}" for name, count in shards.items()), table.fingerprint()])
+    lines = "\n".join([*(f"{shard.name} {shard.samples}" for shard in shards), fingerprint(tables)])
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _check_key(key: str) -> None:
-    if not key or not key.isprintable() or any(letter in key for letter in "./\\"):
-        raise InputError(f"key {key!r}: must be printable text without dots and slashes; replace them, with _ say")
-
-
-def _encode(key: str, kind: str, content: Member) -> bytes:
-    if kind not in MEMBER_TYPES:
-        raise InputError(f"member {key}.{kind}: type must be one of {', '.join(MEMBER_TYPES)}; convert or omit it")
-    try:
-        if isinstance(content, dict):
-            content = json.dumps(content, ensure_ascii=False, allow_nan=False)
-        if isinstance(content, str):
-            content = content.encode()
-        if kind == "npy":
-            np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, TypeError, EOFError) as error:
-        raise InputError(f"member {key}.{kind}: cannot be written ({error}); correct it or leave it out") from error
-    return content
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+def _same(earlier: ShardInfo, shard: ShardInfo) -> bool:
+    """Whether two shards have the same content; the index follows from it, and version 1 had none."""
+    return replace(earlier, index_sha256=None) == replace(shard, index_sha256=None)

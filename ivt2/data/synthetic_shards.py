@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from ivt2.data.manifest import Manifest, read_manifest
 from ivt2.data.progress import progress_bar
-from ivt2.data.shards import Manifest, ShardWriter, read_manifest
+from ivt2.data.shards import ShardWriter
 from ivt2.data.synthetic import GENERATOR_VERSION, Scene, Split, make_scenes
 from ivt2.data.synthetic_media import encode_scene
 from ivt2.errors import InputError

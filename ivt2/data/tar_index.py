@@ -4,9 +4,7 @@ The pass trusts nothing: links, devices, sparse files and names that leave the f
 archive gives the samples whose bytes are all there.
 """
 
-import hashlib
 import tarfile
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,7 +18,8 @@ IMAGE_TYPES = ("jpg", "jpeg", "png")
 MEMBER_TYPES = (*VIDEO_TYPES, *AUDIO_TYPES, *IMAGE_TYPES, "txt", "json", "npy")
 """What is indexed and may be decoded. Anything else in a shard, pickles and torch files among it, is never read."""
 
-_BLOCK = 512
+BLOCK = 512
+"""Bytes of a header; members begin at multiples of it."""
 
 
 class Span(NamedTuple):
@@ -43,68 +42,6 @@ class TarIndex:
     members: dict[str, dict[str, Span]] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     complete: bool = True
-
-
-class SampleTable:
-    """Keys, spans and failures of many samples in flat arrays, about a hundred bytes for a sample.
-
-    Millions of small objects would cost ten times as much, and again in every forked worker as their reference counts
-    are touched.
-    """
-
-    def __init__(self) -> None:
-        self._keys = bytearray()
-        self._key_end = array("q", [0])
-        self._types = bytearray()
-        self._spans = array("q")
-        self._types_end = array("q", [0])
-        self._reasons: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._key_end) - 1
-
-    def append(self, index: TarIndex, num_samples: int) -> None:
-        """Add the samples of one shard; those beyond the ones found count as lost.
-
-        Args:
-            index: what was found.
-            num_samples: how many the shard held when it was written.
-        """
-        for key, spans in index.members.items():
-            self._add(key, spans, index.unusable.get(key))
-        lost = "shard_damaged" if index.complete else "shard_truncated"
-        for _ in range(num_samples - len(index.members)):
-            self._add("", {}, lost)
-
-    def key(self, sample: int) -> str:
-        """Name of a sample, empty when it was lost with its header."""
-        return self._keys[self._key_end[sample] : self._key_end[sample + 1]].decode()
-
-    def spans(self, sample: int) -> dict[str, Span]:
-        """Where the members of a sample lie in its shard."""
-        members = range(self._types_end[sample], self._types_end[sample + 1])
-        return {MEMBER_TYPES[self._types[i]]: Span(self._spans[2 * i], self._spans[2 * i + 1]) for i in members}
-
-    def reason(self, sample: int) -> str | None:
-        """Why a sample cannot be used; None when it can."""
-        return self._reasons.get(sample)
-
-    def fingerprint(self) -> str:
-        """Hash of all keys and spans."""
-        digest = hashlib.sha256(self._keys)
-        for part in (self._types, self._spans, self._key_end, self._types_end):
-            digest.update(part)
-        return digest.hexdigest()
-
-    def _add(self, key: str, spans: dict[str, Span], reason: str | None) -> None:
-        if reason is not None:
-            self._reasons[len(self)] = reason
-        self._keys += key.encode()
-        self._key_end.append(len(self._keys))
-        for kind, span in spans.items():
-            self._types.append(MEMBER_TYPES.index(kind))
-            self._spans.extend(span)
-        self._types_end.append(len(self._types))
 
 
 def scan(path: Path) -> TarIndex:
@@ -151,6 +88,19 @@ def sample_key(name: str) -> tuple[str, str]:
     return key, extension.lower()
 
 
+def is_header(block: bytes, name: str, span: Span) -> bool:
+    """Whether the block in front of a member is the header of a plain file of that name and size.
+
+    Names and sizes that do not fit into a header stand in a record before it and are not compared.
+    """
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    same_name = not name.isascii() or len(name) > tarfile.LENGTH_NAME or info.name == name
+    return info.isreg() and same_name and info.size in {span.size, 0 if span.size >= 8**11 else span.size}
+
+
 def _enter(index: TarIndex, info: tarfile.TarInfo, archive_size: int) -> None:
     key, extension = sample_key(info.name)
     if info.isdir() or extension not in MEMBER_TYPES:
@@ -195,7 +145,7 @@ def _headers(path: Path) -> Iterator[tuple[tarfile.TarInfo, int]]:
 
 def _require_tar(path: Path) -> None:
     with path.open("rb") as file:
-        head = file.read(_BLOCK)
+        head = file.read(BLOCK)
     if head.startswith(b"\x1f\x8b"):
         raise InputError(f"{path}: is compressed, so samples cannot be read by their place; run gunzip on it")
     tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
@@ -205,5 +155,5 @@ def _ends_well(path: Path, end: int) -> bool:
     """Whether two blocks of zeros, and nothing but zeros, follow the last member."""
     with path.open("rb") as file:
         file.seek(end)
-        tail = file.read(20 * _BLOCK)
-        return len(tail) >= 2 * _BLOCK and not any(tail)
+        tail = file.read(20 * BLOCK)
+        return len(tail) >= 2 * BLOCK and not any(tail)

@@ -12,7 +12,8 @@ import pytest
 import webdataset
 
 from ivt2.data.ledger import SampleError
-from ivt2.data.shards import MANIFEST_NAME, ShardSet, ShardWriter, read_manifest, verify
+from ivt2.data.manifest import MANIFEST_NAME, read_manifest, verify
+from ivt2.data.shards import ShardSet, ShardWriter
 from ivt2.data.tar_index import scan
 from ivt2.errors import InputError
 
@@ -30,6 +31,17 @@ def write(folder, num=7, max_samples=3, max_bytes=1 << 20, first=0, **options):
 
 def content(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def as_version_1(folder):
+    """Make a set what earlier versions wrote."""
+    path = folder / MANIFEST_NAME
+    facts = json.loads(path.read_text())
+    del facts["sources"]
+    shards = [{name: value for name, value in shard.items() if name != "index_sha256"} for shard in facts["shards"]]
+    path.write_text(json.dumps({**facts, "version": 1, "tool": "ivt2", "shards": shards}))
+    for index in folder.glob("*.index"):
+        index.unlink()
 
 
 def problems(shards):
@@ -86,7 +98,8 @@ def test_equal_samples_give_equal_bytes_and_the_manifest_says_what_there_is(tmp_
     manifest = write(tmp_path / "a")
     assert write(tmp_path / "b") == manifest
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    assert sorted(content(tmp_path / "a")) == [MANIFEST_NAME, *(f"shard-{number:06d}.tar" for number in range(3))]
+    numbered = [f"shard-{number:06d}.{kind}" for number in range(3) for kind in ("index", "tar")]
+    assert sorted(content(tmp_path / "a")) == [MANIFEST_NAME, *numbered]
     facts = json.loads((tmp_path / "a" / MANIFEST_NAME).read_text())
     assert (facts["samples"], facts["duration_s"]) == (7, 3.5)
     assert facts["bytes"] == sum(path.stat().st_size for path in (tmp_path / "a").glob("*.tar"))
@@ -146,7 +159,7 @@ def test_an_interrupted_write_leaves_no_manifest_and_no_partial_file(tmp_path):
 
     with pytest.raises(KeyError):
         interrupted()
-    assert sorted(content(tmp_path)) == ["shard-000000.tar"]
+    assert sorted(content(tmp_path)) == ["shard-000000.index", "shard-000000.tar"]
 
 
 def test_writing_the_same_again_changes_nothing_and_other_content_is_refused(tmp_path):
@@ -162,7 +175,7 @@ def test_writing_the_same_again_changes_nothing_and_other_content_is_refused(tmp
 def test_overwriting_replaces_and_leaves_no_shard_behind(tmp_path):
     write(tmp_path)
     write(tmp_path, num=2, overwrite=True)
-    assert sorted(content(tmp_path)) == [MANIFEST_NAME, "shard-000000.tar"]
+    assert sorted(content(tmp_path)) == [MANIFEST_NAME, "shard-000000.index", "shard-000000.tar"]
     assert len(ShardSet.open(tmp_path)) == 2
 
 
@@ -220,13 +233,26 @@ def test_a_cut_between_two_members_of_a_sample_is_seen(tmp_path):
     assert problems(ShardSet.open(tmp_path)) == [None, "shard_truncated", "shard_truncated"]
 
 
-def test_samples_behind_a_damaged_header_are_found_again(tmp_path):
-    write(tmp_path, num=4, max_samples=4)
-    path = tmp_path / "shard-000000.tar"
+def damage_headers(path, key):
     data = bytearray(path.read_bytes())
-    for span in scan(path).members["clip001"].values():
+    for span in scan(path).members[key].values():
         data[span.offset - 512 : span.offset - 500] = b"\xff" * 12
     path.write_bytes(data)
+
+
+def read_or_reason(shards, index):
+    try:
+        return shards.read(index).key
+    except SampleError as error:
+        return error.reason
+
+
+def test_samples_behind_a_damaged_header_are_found_again(tmp_path):
+    write(tmp_path, num=4, max_samples=4)
+    damage_headers(tmp_path / "shard-000000.tar", "clip001")
+    shards = ShardSet.open(tmp_path)
+    assert [read_or_reason(shards, index) for index in range(4)] == ["clip000", "shard_changed", "clip002", "clip003"]
+    as_version_1(tmp_path)
     shards = ShardSet.open(tmp_path)
     assert [shards.key(index) for index in range(3)] == ["clip000", "clip002", "clip003"]
     assert problems(shards) == [None, None, None, "shard_truncated"]
@@ -274,6 +300,11 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
         ShardSet.open(tmp_path / "set")
 
 
+def test_verify_finds_nothing_in_an_intact_set(tmp_path):
+    write(tmp_path)
+    assert [check.problem for check in verify(tmp_path)] == [None] * 3
+
+
 def test_verify_finds_what_opening_cannot(tmp_path):
     write(tmp_path, max_samples=2)
     names = sorted(path.name for path in tmp_path.glob("*.tar"))
@@ -282,8 +313,9 @@ def test_verify_finds_what_opening_cannot(tmp_path):
     (tmp_path / names[1]).write_bytes(flipped)
     (tmp_path / names[2]).write_bytes(b"short")
     (tmp_path / names[3]).unlink()
+    (tmp_path / "shard-000000.index").write_bytes(b"")
     checks = {check.name: check.problem for check in verify(tmp_path)}
-    assert checks[names[0]] is None
+    assert checks[names[0]] == "sha256 of the index differs"
     assert checks[names[1]] == "sha256 differs"
     assert checks[names[2]].startswith("5 bytes instead of")
     assert checks[names[3]] == "missing"
@@ -350,6 +382,70 @@ def test_a_member_that_occurs_twice_makes_its_sample_unusable(tmp_path):
 def test_names_that_are_not_utf8_can_be_printed(tmp_path):
     make_tar(tmp_path / "a.tar", [("caf\udce9.mp4", b"v")])
     assert ShardSet.open(tmp_path).key(0) == "caf\\xe9"
+
+
+def test_sets_without_index_are_read_and_written_again_as_they_are(tmp_path):
+    write(tmp_path)
+    new = ShardSet.open(tmp_path)
+    as_version_1(tmp_path)
+    before = content(tmp_path)
+    write(tmp_path)
+    assert content(tmp_path) == before
+    old = ShardSet.open(tmp_path)
+    assert old.manifest_hash == new.manifest_hash
+    assert [old.read(index) for index in range(7)] == [new.read(index) for index in range(7)]
+
+
+def test_opening_a_set_with_index_reads_no_shard(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setattr("ivt2.data.shards.scan", None)
+    shards = ShardSet.open(tmp_path)
+    for path in tmp_path.glob("*.index"):
+        if path.name != "shard-000001.index":
+            path.unlink()
+    assert [shards.key(index) for index in (3, 4, 5)] == ["clip003", "clip004", "clip005"]
+
+
+@pytest.mark.parametrize("damage", ["absent", "flipped", "another"])
+def test_an_index_that_is_not_the_one_of_the_manifest_is_not_used(tmp_path, caplog, damage):
+    write(tmp_path)
+    expected = [ShardSet.open(tmp_path).read(index) for index in range(7)]
+    path = tmp_path / "shard-000001.index"
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1
+    path.write_bytes(content if damage == "flipped" else (tmp_path / "shard-000000.index").read_bytes())
+    if damage == "absent":
+        path.unlink()
+    shards = ShardSet.open(tmp_path)
+    assert [shards.read(index) for index in range(7)] == expected
+    assert "shard-000001.tar: its index is not used" in caplog.text
+
+
+def test_a_shard_exchanged_for_one_of_the_same_size_is_noticed(tmp_path):
+    for name, key in (("a", "one"), ("b", "two")):
+        with ShardWriter(tmp_path / name, max_samples=9, max_bytes=9999) as writer:
+            writer.write(key, {"txt": "same"})
+    (tmp_path / "b" / "shard-000000.tar").replace(tmp_path / "a" / "shard-000000.tar")
+    with pytest.raises(SampleError, match="shard_changed"):
+        ShardSet.open(tmp_path / "a").read(0)
+
+
+def test_few_indices_are_held_at_a_time(tmp_path, monkeypatch):
+    write(tmp_path, num=40, max_samples=4)
+    monkeypatch.setattr(ShardSet, "_MAX_INDEX_BYTES", 1000)
+    shards = ShardSet.open(tmp_path)
+    for index in (39, 0, 20, 39, 1):
+        assert shards.read(index).key == f"clip{index:03d}"
+        assert sum(table.nbytes for table in shards._tables.values()) == shards._table_bytes <= 1000
+
+
+def test_the_manifest_names_its_sources(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"abc")
+    write(tmp_path / "set", sources=[tmp_path / "a.jsonl"])
+    source = read_manifest(tmp_path / "set").sources[0]
+    assert (source.name, source.bytes, source.sha256[:8]) == ("a.jsonl", 3, "ba7816bf")
+    with pytest.raises(InputError, match=r"b\.jsonl: cannot be read"):
+        write(tmp_path / "other", sources=[tmp_path / "b.jsonl"])
 
 
 def test_reading_works_in_forked_processes_and_after_pickling(tmp_path):

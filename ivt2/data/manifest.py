@@ -1,0 +1,211 @@
+"""What a folder of shards holds: ``manifest.json``, written last, so that a folder with a manifest is complete."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from ivt2.errors import InputError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 2
+"""Version 1 had no index files and no sources."""
+
+_READABLE = (1, MANIFEST_VERSION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One line of the manifest.
+
+    Args:
+        name: file name within the folder.
+        sha256: of the whole file, in hex.
+        bytes: size of the file.
+        samples: how many it holds.
+        duration_s: playing time of all its clips, as far as it was known, in seconds.
+        index_sha256: of the shard's index file, in hex; None when it has none.
+    """
+
+    name: str
+    sha256: str
+    bytes: int
+    samples: int
+    duration_s: float
+    index_sha256: str | None = None
+
+    @property
+    def index_name(self) -> str:
+        """Name of the shard's index file within the folder."""
+        return self.name.removesuffix(".tar") + ".index"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that the shards were made from, such as the annotations.
+
+    Args:
+        name: of the file, without its folder.
+        sha256: of the file, in hex.
+        bytes: size of the file.
+    """
+
+    name: str
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> "SourceFile":
+        """Hash a file.
+
+        Raises:
+            InputError: when it cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                return cls(name=path.name, sha256=digest(file), bytes=file.tell())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards of a folder, in the order that numbers their samples."""
+
+    shards: tuple[ShardInfo, ...]
+    sources: tuple[SourceFile, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """Samples of all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def hash(self) -> str:
+        """Fingerprint of the content: equal exactly when names, bytes and order of the shards are."""
+        lines = "\n".join(f"{shard.name} {shard.sha256} {shard.samples}" for shard in self.shards)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the text of ``manifest.json``."""
+        content = {
+            "version": MANIFEST_VERSION,
+            "tool": f"ivt2 {version('ivt2')}",
+            "samples": self.samples,
+            "bytes": sum(shard.bytes for shard in self.shards),
+            "duration_s": round(sum(shard.duration_s for shard in self.shards), 3),
+            "sources": [asdict(source) for source in self.sources],
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read ``manifest.json`` of a folder.
+
+    Returns:
+        None when the folder has none.
+
+    Raises:
+        InputError: when the file is not a manifest of this tool.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, path: str) -> Manifest:
+    """Read the text of a manifest, which may come from anywhere.
+
+    Args:
+        content: of the file.
+        path: where it was read, for messages.
+
+    Raises:
+        InputError: when it is not a manifest of this tool.
+    """
+    try:
+        facts = json.loads(content)
+        number = facts["version"]
+        if number in _READABLE:
+            shards = tuple(_checked(ShardInfo(**shard)) for shard in facts["shards"])
+            sources = tuple(SourceFile(**source) for source in facts.get("sources", ()))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: is not a shard manifest ({error}); move it or write the shards again") from error
+    if number not in _READABLE:
+        raise InputError(f"{path}: has version {number}, this ivt2 reads 1 to {MANIFEST_VERSION}; update ivt2")
+    for shard in shards:
+        if Path(shard.name).name != shard.name:
+            raise InputError(f"{path}: names a shard outside its folder ({shard.name}); write the shards again")
+    if len({shard.name for shard in shards}) != len(shards):
+        raise InputError(f"{path}: names a shard twice; write the shards again")
+    return Manifest(shards, sources)
+
+
+def _checked(shard: ShardInfo) -> ShardInfo:
+    hashes = [shard.sha256] if shard.index_sha256 is None else [shard.sha256, shard.index_sha256]
+    if not all(isinstance(text, str) for text in (shard.name, *hashes)):
+        raise TypeError("name and hashes of a shard are text")
+    if not all(type(count) is int and count >= 0 for count in (shard.bytes, shard.samples)):
+        raise ValueError(f"bytes and samples of {shard.name} are whole numbers")
+    return shard
+
+
+class ShardCheck(NamedTuple):
+    """Result of reading one shard whole."""
+
+    name: str
+    problem: str | None
+    """None when size and hash are those of the manifest."""
+
+
+def verify(folder: str | Path) -> Iterator[ShardCheck]:
+    """Compare every shard of a folder, and its index, with the manifest, byte for byte; yields as it goes on.
+
+    Raises:
+        InputError: when the folder has no manifest.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            f"{folder}: has no {MANIFEST_NAME} to compare with; write the shards with `python -m ivt2.cli.shards`"
+        )
+    for shard in manifest.shards:
+        yield ShardCheck(shard.name, _difference(folder / shard.name, shard) or _index_difference(folder, shard))
+
+
+def digest(file: BinaryIO) -> str:
+    """SHA-256 of the rest of a file, in hex."""
+    state = hashlib.sha256()
+    while block := file.read(1 << 20):
+        state.update(block)
+    return state.hexdigest()
+
+
+def _difference(path: Path, shard: ShardInfo) -> str | None:
+    if not path.is_file():
+        return "missing"
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"{size} bytes instead of {shard.bytes}"
+    with path.open("rb") as file:
+        return None if digest(file) == shard.sha256 else "sha256 differs"
+
+
+def _index_difference(folder: Path, shard: ShardInfo) -> str | None:
+    path = folder / shard.index_name
+    if shard.index_sha256 is None:
+        return None
+    if not path.is_file():
+        return "index missing"
+    with path.open("rb") as file:
+        return None if digest(file) == shard.index_sha256 else "sha256 of the index differs"
