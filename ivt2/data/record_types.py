@@ -132,7 +132,7 @@ class ClipRecord:
 
     def _meant(self) -> set[str | None]:
         """Fields with a meaning."""
-        named = [template[1:-1] for template in self.file if template.count("{") == 1]
+        named = [path[1:-1] for path in self.file]  # a path that is made of an id leaves the id among the facts
         times = (self.start, self.end, self.duration, self.num_frames)
         return {*named, *self.captions, *self.kinds.values(), self.speech, *times}
 
@@ -202,8 +202,10 @@ class LabelRecord(ClipRecord):
         value = fields.get(self.label)
         if value is None or value == "":
             raise SampleError("label_missing")
-        if isinstance(value, str) and not value.strip().isdecimal():
+        if isinstance(value, str) and not value.strip().removeprefix("-").isdecimal():
             return self._by_name(checked_text(value))
+        if str(value).strip().startswith("-"):
+            raise SampleError("label_unknown")
         index = _whole(value, "label_invalid") - self.first_class
         count = len(self.names) or self.num_classes
         if index < 0 or (count is not None and index >= count):

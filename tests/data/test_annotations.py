@@ -1,4 +1,4 @@
-"""Exact: captions that cannot be used are named one by one; packed files come back with their captions."""
+"""Exact: captions that cannot be used are named one by one; records are read line by line."""
 
 import json
 
@@ -7,10 +7,8 @@ import pytest
 from ivt2.batch import Skipped
 from ivt2.data.annotations import Annotation, captions_of, facts_of, segment_of
 from ivt2.data.annotations_json import JsonLinesAnnotations
-from ivt2.data.ledger import Ledger, SampleError
-from ivt2.data.packing import pack
+from ivt2.data.ledger import SampleError
 from ivt2.data.record_types import AnnotationRecord
-from ivt2.data.shards import ShardSet
 from ivt2.errors import InputError
 
 BAD_CAPTIONS = {
@@ -129,60 +127,3 @@ def test_bad_records_are_named(tmp_path, reason, text):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"file": "x.mp4", ' + text[1:] if len(text) > 2 else b'{"file": "x.mp4"}')
     assert list(lines_of(path)) == [Skipped("web", "a.jsonl:1", reason)]
-
-
-@pytest.fixture
-def media(tmp_path):
-    root = tmp_path / "media"
-    (root / "deep.er").mkdir(parents=True)
-    for name in ("a.mp4", "deep.er/a.mp4", "b.WEBM", "c.exe"):
-        (root / name).write_bytes(name.encode())
-    (root / "dir.mp4").mkdir()
-    (tmp_path / "secret.mp4").write_bytes(b"secret")
-    return root
-
-
-def record(file, **facts):
-    return Annotation(file=file, captions=("one", "two"), **facts)
-
-
-def test_packing_accounts_for_every_record(media, tmp_path):
-    files = [
-        "a.mp4",
-        "absent.mp4",
-        "deep.er/a.mp4",
-        "a.mp4",
-        "b.WEBM",
-        "c.exe",
-        "../secret.mp4",
-        "/etc/passwd",
-        "dir.mp4",
-    ]
-    records = [record(file, label="x", facts={"duration_s": 2.0}) for file in files]
-    records.append(Skipped("web", "l:9", "text_empty"))
-    ledger, seen = Ledger(100), []
-    manifest = pack(records, media, tmp_path / "set", source="web", ledger=ledger, max_samples=2, on_record=seen.append)
-    shards = ShardSet.open(tmp_path / "set")
-    assert [shards.key(index) for index in range(4)] == ["a", "deep_er_a", "a_2", "b"]
-    assert shards.read(1).members["mp4"] == b"deep.er/a.mp4"
-    assert captions_of(shards.read(3).members) == ["one", "two"]
-    assert facts_of(shards.read(0).members)["label"] == "x"
-    assert shards.types(3) == ("json", "webm")
-    assert ledger.by_reason() == {
-        "file_missing": 2,
-        "file_outside_media_root": 2,
-        "file_type_unknown": 1,
-        "text_empty": 1,
-    }
-    assert ledger.seen == 10 == ledger.skipped + manifest.samples
-    assert seen == [*files, "l:9"]
-    assert [shard.duration_s for shard in manifest.shards] == [4.0, 4.0]
-
-
-def test_packing_stops_beyond_the_budget_and_without_media(media, tmp_path):
-    with pytest.raises(InputError, match="1 file_missing"):
-        pack([record("absent.mp4")], media, tmp_path / "set", source="web", ledger=Ledger(0))
-    with pytest.raises(InputError, match="no such folder"):
-        pack([record("a.mp4")], tmp_path / "absent", tmp_path / "set", source="web", ledger=Ledger(0))
-    with pytest.raises(InputError, match="no sample was written"):
-        pack([record("absent.mp4")], media, tmp_path / "set", source="web", ledger=Ledger(5))
