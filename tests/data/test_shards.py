@@ -283,7 +283,19 @@ def test_shards_that_differ_from_the_manifest_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"version": 1}', '{"version": 9, "shards": []}', '{"version": 1, "shards": [{"name": "../x"}]}'],
+    [
+        *(
+            "",
+            "[]",
+            "{",
+            '{"version": 1}',
+            '{"version": 9, "shards": []}',
+            '{"version": 1, "shards": [{"name": "../x"}]}',
+        ),
+        '{"version": 2, "shards": [{"name": 1, "sha256": "", "bytes": 1, "samples": 1, "duration_s": 0}]}',
+        '{"version": 2, "shards": [{"name": "a", "sha256": "", "bytes": -1, "samples": 1, "duration_s": 0}]}',
+        '{"version": 2, "shards": [{"name": "a", "sha256": "", "bytes": 1, "samples": 1.5, "duration_s": 0}]}',
+    ],
 )
 def test_a_manifest_that_is_none_is_named(tmp_path, text):
     write(tmp_path)
