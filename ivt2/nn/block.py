@@ -20,7 +20,8 @@ class LayerScale(nn.Module):
         dim: Width.
         init: Value that the factors start from.
         fp32: Whether the product is computed in float32 at least, then cast back (the reference's default;
-            its CLIP models multiply in the dtype of the branch).
+            its CLIP models multiply in the dtype of the branch). The same unless branch and factors differ in dtype,
+            as under autocast.
 
     Source: Touvron et al., "Going deeper with image transformers", 2021.
     """

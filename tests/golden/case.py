@@ -11,6 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by what stands behind it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 @dataclass(frozen=True)
 class Case:
     """A ``<case>_<variant>_<split>.json`` with the safetensors file of the same name, where there is one."""
@@ -39,20 +44,17 @@ class Case:
         file = self.path.with_suffix(".safetensors")
         return load_file(file) if file.exists() else {}
 
-    def _under(self, prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
-
     @property
     def inputs(self) -> dict[str, Tensor]:
-        return self._under("in/")
+        return under(self.tensors, "in/")
 
     @property
     def outputs(self) -> dict[str, Tensor]:
-        return self._under("out/")
+        return under(self.tensors, "out/")
 
     def state(self, model: str) -> dict[str, Tensor]:
         """Reference state dict of one sub-model, under the reference's own parameter names."""
-        return self._under(f"sd/{model}/")
+        return under(self.tensors, f"sd/{model}/")
 
     def outputs_of(self, model: str) -> dict[str, str]:
         """Recorded outputs of one sub-model of the configuration by what stands behind its name.

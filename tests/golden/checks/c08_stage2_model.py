@@ -12,7 +12,7 @@ from ivt2.losses.matching import Negatives, matching_loss, matching_pairs, negat
 from ivt2.metrics.retrieval import REFERENCE_FILL, dual_softmax, rerank, retrieval_metrics, retrieval_targets
 from ivt2.models.stage2 import EncodedText, Stage2Model
 from tests.golden.bert import build_bert, rename_bert, untie
-from tests.golden.case import Case
+from tests.golden.case import Case, under
 from tests.golden.internvideo2 import (
     CLIP_DECODERS,
     PUBLISHED,
@@ -53,10 +53,6 @@ class Recorded(nn.Module):
         ours["temperature"] = ours["temperature"].reshape(1)
         self.model.load_state_dict(ours)
         self.eval()
-
-
-def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def locate(name: str) -> str:

@@ -13,7 +13,7 @@ from ivt2.models.clip import ClipModel
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.llama_text import LlamaText
 from ivt2.models.mobileclip import MobileClipText
-from tests.golden.case import Case
+from tests.golden.case import Case, under
 from tests.golden.internvideo2 import build_encoder, rename
 
 MOBILECLIP_NAMES = (
@@ -166,7 +166,7 @@ def _llama(case: Case, name: str) -> LlamaText:
 
 
 def _clip(case: Case, state: dict[str, Tensor]) -> ClipModel:
-    parts = {prefix: _under(state, f"{prefix}.") for prefix in ("vision_encoder", "text_encoder")}
+    parts = {prefix: under(state, f"{prefix}.") for prefix in ("vision_encoder", "text_encoder")}
     model = ClipModel(
         _vision(case, parts["vision_encoder"]),
         _mobileclip(case.config["mobileclip"], parts["text_encoder"]),
@@ -179,10 +179,6 @@ def _clip(case: Case, state: dict[str, Tensor]) -> ClipModel:
 
 def _num_layers(state: dict[str, Tensor], name: str) -> int:
     return len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
-
-
-def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _reshape(name: str, value: Tensor) -> Tensor:
