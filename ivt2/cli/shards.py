@@ -20,6 +20,8 @@ class ShardsConfig(Protocol):
     """Folder that the files of the annotations are relative to."""
     output: str
     """Folder of the shards."""
+    merge: bool
+    """Make one sample of all records that hold captions of the same clip."""
     max_samples: int
     """Samples of a shard, at most."""
     max_bytes: int
@@ -36,11 +38,14 @@ def main(cfg: ShardsConfig) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
+    from ivt2.data.annotations_merged import MergedAnnotations
     from ivt2.data.ledger import Ledger, table
     from ivt2.data.packing import pack
     from ivt2.data.progress import progress_bar
 
     source: Source = instantiate(cfg.source, _convert_="all")
+    if cfg.merge:
+        source = MergedAnnotations(source)
     num_records = source.count()
     ledger = Ledger(cfg.budget, num_samples=num_records)
     with progress_bar("records") as bar:

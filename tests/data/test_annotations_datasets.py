@@ -5,6 +5,7 @@ and pretraining), VideoChat2 (instructions), and the pages of the datasets that 
 """
 
 import json
+import re
 
 import pytest
 from hydra.errors import InstantiationException
@@ -15,6 +16,7 @@ from ivt2.batch import Skipped
 from ivt2.cli.door import CONF
 from ivt2.data.annotations import Annotation, FrameFiles
 from ivt2.data.annotations_folder import FolderAnnotations
+from ivt2.data.annotations_merged import MergedAnnotations
 from ivt2.errors import InputError
 
 FIVE = [f"option {number}" for number in range(5)]
@@ -398,3 +400,26 @@ def test_folders(tmp_path):
     ]
     with pytest.raises(InputError, match="give a folder of media files"):
         FolderAnnotations(str(tmp_path / "absent"), name="folder").count()
+
+
+def test_captions_of_the_same_clip_are_merged(tmp_path):
+    records = [{"file": "a.mp4", "caption": "one", "id": 1}, {"file": "b.mp4", "caption": "x"}, {"caption": "lost"}]
+    records += [{"file": "a.mp4", "captions": ["two", "one"], "id": 2}, {"file": "a.mp4", "caption": "c", "end_s": 1.0}]
+    records += [{"file": "b.mp4", "caption": "y", "label": "run"}, {"file": "b.mp4", "caption": "z"}]
+    (tmp_path / "file").write_text("\n".join(map(json.dumps, records)))
+    merged = MergedAnnotations(built("jsonl", tmp_path / "file"))
+    assert list(merged) == [
+        captioned("a.mp4", "one", "two", id=1),
+        captioned("b.mp4", "x", "z"),
+        Skipped("jsonl", "file:3", "file_missing"),
+        clip("a.mp4", captions=("c",), end_s=1.0),
+        clip("b.mp4", captions=("y",), label="run"),
+    ]
+    assert merged.count() == 5
+
+
+def test_every_dataset_is_in_the_documentation():
+    page = (CONF.parent / "docs" / "data.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)}
+    assert {file.stem for file in (CONF / "source").glob("*.yaml")} <= named
