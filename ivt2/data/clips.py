@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ivt2.data.annotations import captions_of, facts_of, segment_of
 from ivt2.data.decode import Backend, DecodeError, decode_image, decode_video
+from ivt2.data.isolation import DecoderProcess
 from ivt2.data.ledger import SampleError
 from ivt2.data.shards import ShardSet
 from ivt2.data.tar_index import IMAGE_TYPES, VIDEO_TYPES
@@ -42,6 +43,8 @@ class ClipReader:
         transforms: applied in order; together they must give every clip the same size.
         decoder: library that decodes video.
         trim: choose only among the frames between ``start_s`` and ``end_s`` of the annotation.
+        process: decodes in place of the process that reads; None decodes right here, where an abort in a codec
+            library ends the run.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ClipReader:
         transforms: Sequence[Transform],
         decoder: Backend = "auto",
         trim: bool = False,
+        process: DecoderProcess | None = None,
     ) -> None:
         self.shards = shards
         self.choose = choose
@@ -60,6 +64,7 @@ class ClipReader:
         self.transforms = list(transforms)
         self.decoder = decoder
         self.trim = trim
+        self.process = process
 
     def read(self, index: int, generator: np.random.Generator) -> Clip:
         """Read one sample.
@@ -96,9 +101,14 @@ class ClipReader:
         blank = torch.zeros(1 if self.image_set else self.num_frames, 3, 256, 256, dtype=torch.uint8)
         return self._transformed(blank, np.random.default_rng(0))[None][:0]
 
+    def close(self) -> None:
+        """End the decoder process, if there is one; it starts again when needed."""
+        if self.process is not None:
+            self.process.close()
+
     def _pixels(self, members: Mapping[str, bytes], generator: np.random.Generator) -> UInt8[Tensor, "T C H W"]:
         if self.image_set:
-            return decode_image(_first(members, IMAGE_TYPES, "image_missing"))
+            return decode_image(_first(members, IMAGE_TYPES, "image_missing"), process=self.process)
         data = _first(members, VIDEO_TYPES, "video_missing")
         start_s, end_s = segment_of(facts_of(members)) if self.trim else (None, None)
         chosen = decode_video(
@@ -107,6 +117,7 @@ class ClipReader:
             backend=self.decoder,
             start_s=start_s,
             end_s=end_s,
+            process=self.process,
         )
         return chosen.frames
 

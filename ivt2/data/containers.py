@@ -20,10 +20,13 @@ Reason = Literal[
     "too_small",
     "too_long",
     "too_many_frames",
+    "decoder_crashed",
+    "decoder_timeout",
 ]
 """Why media cannot be used; the words are keys of logs and of the ledger.
 
 ``empty``: no frame in the file or in the part asked for. ``too_large``, ``too_small``: pixels of a frame.
+``decoder_crashed``, ``decoder_timeout``: a decoder process died of the file, out of memory too, or took too long.
 """
 
 Container = Literal["mov", "matroska", "avi", "mpegts", "ogg", "gif", "wav", "flac", "mp3", "aac"]

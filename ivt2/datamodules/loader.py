@@ -34,7 +34,18 @@ class LoaderState(TypedDict):
     """Fingerprint of data, seed, batch size and mixture: the same position of another plan means other samples."""
 
 
-class TrainBatches(Dataset[VideoTextBatch]):
+class _Batches(Dataset[_Batch]):
+    """Makes batches of the clips of some readers."""
+
+    readers: list[ClipReader]
+
+    def close(self) -> None:
+        """End the decoder processes that the batches made in this very process have started."""
+        for reader in self.readers:
+            reader.close()
+
+
+class TrainBatches(_Batches[VideoTextBatch]):
     """Training batches by step.
 
     Args:
@@ -91,7 +102,7 @@ class TrainBatches(Dataset[VideoTextBatch]):
         }
 
 
-class EvalBatches(Dataset[RetrievalBatch]):
+class EvalBatches(_Batches[RetrievalBatch]):
     """Evaluation batches by the positions of their clips.
 
     Args:
@@ -105,6 +116,7 @@ class EvalBatches(Dataset[RetrievalBatch]):
         self, reader: ClipReader, tokenizer: Tokenizer, *, source: str, captions: Literal["all", "first"]
     ) -> None:
         self.reader = reader
+        self.readers = [reader]
         self.tokenizer = tokenizer
         self.source = source
         self.captions = captions
@@ -138,8 +150,8 @@ class EvalBatches(Dataset[RetrievalBatch]):
 class _Loader(Generic[_Batch]):
     """Runs a dataset in workers and enters what it hands out in the ledger."""
 
-    def __init__(self, dataset: Dataset[_Batch], *, num_workers: int, ledger: Ledger, pin_memory: bool) -> None:
-        self.dataset: Dataset[_Batch] = dataset
+    def __init__(self, dataset: _Batches[_Batch], *, num_workers: int, ledger: Ledger, pin_memory: bool) -> None:
+        self.dataset: _Batches[_Batch] = dataset
         self.num_workers = num_workers
         self.ledger = ledger
         self.pin_memory = pin_memory
@@ -160,6 +172,8 @@ class _Loader(Generic[_Batch]):
         except InputError as error:  # a worker's error arrives with the worker's trace in its message
             message = str(error).strip().rsplit("InputError: ", 1)[-1]
             error.__traceback__ = None  # it holds the iterator, whose end stops the workers
+        finally:
+            self.dataset.close()
         if message is not None:
             raise InputError(message)
 

@@ -90,6 +90,7 @@ class SyntheticDataModule(VideoTextDataModule):
             train_captions=train_captions,
             eval_captions=eval_captions,
             decoder=decoder,
+            isolate=False,  # these files were encoded here
             budget=0,
         )
         self.num_clips: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}

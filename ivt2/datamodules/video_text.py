@@ -17,6 +17,7 @@ from ivt2.batch import Vocabulary
 from ivt2.data import sampling
 from ivt2.data.clips import ClipReader
 from ivt2.data.decode import Backend
+from ivt2.data.isolation import DecoderProcess
 from ivt2.data.ledger import Ledger
 from ivt2.data.mixing import Mixture
 from ivt2.data.order import SampleOrder
@@ -66,6 +67,9 @@ class VideoTextDataModule(pl.LightningDataModule):
         train_captions: ``random`` draws one of a clip's captions, ``first`` takes the main one.
         eval_captions: rank ``all`` captions of a clip or only the ``first``.
         decoder: library that decodes video.
+        isolate: decode in a process beside each worker, so that a crash or an endless loop in a codec library costs
+            one sample (``decoder_crashed``, ``decoder_timeout``); without it the run ends.
+        decoder_timeout_s: seconds that one sample may take, if isolated.
         trim: choose frames only within the annotated segment of the clip.
         budget: samples of each rank that may be unusable: a count (int) or a ratio in [0, 1] (float).
         num_streams: canonical streams of the sample order.
@@ -92,6 +96,8 @@ class VideoTextDataModule(pl.LightningDataModule):
         train_captions: Literal["random", "first"] = "random",
         eval_captions: Literal["all", "first"] = "all",
         decoder: Backend = "auto",
+        isolate: bool = True,
+        decoder_timeout_s: float = 60.0,
         trim: bool = False,
         budget: float | int = 0.05,
         num_streams: int = 64,
@@ -125,6 +131,8 @@ class VideoTextDataModule(pl.LightningDataModule):
         self.train_captions = train_captions
         self.eval_captions = eval_captions
         self.decoder = decoder
+        self.isolate = isolate
+        self.decoder_timeout_s = decoder_timeout_s
         self.trim = trim
         self.num_streams = num_streams
         self.shuffle_buffer = shuffle_buffer
@@ -161,7 +169,10 @@ class VideoTextDataModule(pl.LightningDataModule):
         shards = {name: self._shards[folder] for name, folder in self.folders["train"].items()}
         rule = _choose_randomly if "generator" in inspect.signature(self.train_sampling).parameters else _choose
         choose = partial(rule, self.train_sampling, self.num_frames)
-        readers = {name: self._reader(source, choose, self.train_transforms) for name, source in shards.items()}
+        process = self._decoder_process()
+        readers = {
+            name: self._reader(source, choose, self.train_transforms, process) for name, source in shards.items()
+        }
         rank, world = self._rank_and_world()
         steps_per_iteration, repeat = self._iteration(plan := self._plan(list(shards.values())))
         loader = TrainLoader(
@@ -238,7 +249,7 @@ class VideoTextDataModule(pl.LightningDataModule):
         return [
             EvalLoader(
                 EvalBatches(
-                    self._reader(self._shards[folder], choose, self.eval_transforms),
+                    self._reader(self._shards[folder], choose, self.eval_transforms, self._decoder_process()),
                     self.tokenizer,
                     source=name,
                     captions=self.eval_captions,
@@ -258,6 +269,7 @@ class VideoTextDataModule(pl.LightningDataModule):
         shards: ShardSet,
         choose: Callable[[int, np.random.Generator], Sequence[int]],
         transforms: Sequence[Transform],
+        process: DecoderProcess | None,
     ) -> ClipReader:
         return ClipReader(
             shards,
@@ -266,7 +278,11 @@ class VideoTextDataModule(pl.LightningDataModule):
             transforms=transforms,
             decoder=self.decoder,
             trim=self.trim,
+            process=process,
         )
+
+    def _decoder_process(self) -> DecoderProcess | None:
+        return DecoderProcess(timeout_s=self.decoder_timeout_s) if self.isolate else None
 
     def _rank_and_world(self) -> tuple[int, int]:
         """This process among those that share the data, which a tensor-parallel mesh makes fewer than all."""

@@ -7,6 +7,7 @@ from io import BytesIO
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def picture(number: int, height: int = 64, width: int = 64) -> np.ndarray:
@@ -124,3 +125,10 @@ def all_frames(data: bytes, container: str | None = None) -> np.ndarray:
     """Every shown frame by plain sequential decoding: the judge."""
     with av.open(BytesIO(data), format=container) as source:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)])
+
+
+def image_bytes(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """A picture as a file."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()

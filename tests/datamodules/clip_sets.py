@@ -76,5 +76,6 @@ def datamodule(train=None, val=None, **changed):
         "eval_batch_size": 4,
         "seed": 7,
         "budget": 100,
+        "isolate": False,
     }
     return VideoTextDataModule(**{**arguments, **changed})
