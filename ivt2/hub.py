@@ -319,18 +319,22 @@ def _existing_folder(path: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        near = next(
-            (one for one in zoo.RELEASES.values() for part in one.parts if Path(part.file).name == path.name), None
-        )
-        name = near.name if near is not None and len(near.parts) == 1 else "<release>"
-        raise InputError(
-            f"{path}: is a file; convert it first: python -m ivt2.cli.convert release={name} files.model={path} "
-            f"output=<folder>, then load that folder"
-        )
+        raise InputError(f"{path}: is a file; convert it first: {_command_for(path)}, then load that folder")
     if path.name != str(path) or path.suffix:
         raise InputError(f"{path}: does not exist; give a release's name or a folder that ivt2.cli.convert wrote")
     find(str(path))
     raise InputError(f"{path}: does not exist")
+
+
+def _command_for(file: Path) -> str:
+    """What converts a file, with the base that it needs where its name tells that it is a part."""
+    known = [(one, part) for one in zoo.RELEASES.values() for part in one.parts if Path(part.file).name == file.name]
+    alone = [pair for pair in known if len(pair[0].parts) == 1]
+    for pairs in (alone, known):
+        if len(pairs) == 1:  # names such as pytorch_model.bin tell nothing
+            release, part = pairs[0]
+            return convert_command(release, files={part.name: file})
+    return f"python -m ivt2.cli.convert release=<release> files.model={file} output=<folder>"
 
 
 def _fetched(release: Release, revision: str | None, cache_dir: Path | None) -> Path:

@@ -341,8 +341,7 @@ def _text_encoder(
     )
 
 
-def _parts_alone() -> Iterator[Release]:
-    """Encoders that the family is made of, and its teachers."""
+def _audio_encoders() -> Iterator[Release]:
     yield _audio_encoder(
         "internvideo2-6b-audio-encoder",
         "Audio encoder of InternVideo2-6B, stage 2",
@@ -362,6 +361,9 @@ def _parts_alone() -> Iterator[Release]:
         Part("model", audio.BEATS, "BEATs_iter3_plus_AS2M.pt", _STAGE2_REPOSITORY, NOT_STATED),
         num_mels=128,
     )
+
+
+def _teachers() -> Iterator[Release]:
     yield Release(
         name="internvl-c-6b-vision",
         title="Vision encoder of InternVL-C, the first teacher of stage 1",
@@ -393,6 +395,9 @@ def _parts_alone() -> Iterator[Release]:
         dim=1408,
         tasks="teacher of stage 1, features of patches; no pooled vector of its own, no text",
     )
+
+
+def _text_encoders() -> Iterator[Release]:
     yield _text_encoder(
         "bert-large-uncased",
         "BERT-large, uncased, where the text encoder of stage 2 starts",
@@ -423,7 +428,9 @@ def _all() -> Iterator[Release]:
     yield _stage2_large(sound=True)
     yield from map(_clip_large, large)
     yield from map(_clip_small, small)
-    yield from _parts_alone()
+    yield from _audio_encoders()
+    yield from _teachers()
+    yield from _text_encoders()
 
 
 RELEASES: Mapping[str, Release] = MappingProxyType({release.name: release for release in _all()})

@@ -375,10 +375,18 @@ def test_what_cannot_be_loaded(published, tmp_path, monkeypatch, asked, message)
         ivt2.load(name, cache_dir=tmp_path, **options)
 
 
-def test_a_file_of_weights_is_told_how_to_be_converted(published):
-    path = published(TINY["tiny-k5"].parts[0], network("tiny-k5"))
-    with pytest.raises(InputError, match=rf"{path}: is a file; convert it first: .* files.model={path} output="):
-        ivt2.load(path)
+def test_a_file_of_weights_is_told_how_to_be_converted_with_its_base(published):
+    commands = {
+        ("tiny-k5", 0): "release=<release> files.model={} output=",  # many a file is called so
+        ("tiny-clip", 2): "release=tiny-clip files.vision=<vision file> files.text=<text file> files.delta={} output=",
+    }
+    for (name, index), command in commands.items():
+        path = published(TINY[name].parts[index], network(name))
+        with pytest.raises(InputError) as caught:
+            ivt2.load(path)
+        assert f"{path}: is a file; convert it first: python -m ivt2.cli.convert {command.format(path)}" in str(
+            caught.value
+        )
 
 
 def test_a_damaged_folder_is_not_loaded(published, tmp_path):
