@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +17,7 @@ from ivt2.errors import InputError
 
 Interpolation = Literal["bicubic", "bilinear"]
 
+_CACHED_BYTES = 2 * 2**20  # of pixels resized at a time: a crop of more is copied out to memory and fetched again
 _SNAP = 2  # pixels by which a side of a multi-scale crop may miss the size wanted and be set to it
 # Down and right, in quarters of the room that a multi-scale crop leaves: a 3 x 3 grid and the points between.
 _QUARTERS = [(down, right) for down in (0, 2, 4) for right in (0, 2, 4)]
@@ -39,6 +41,9 @@ def resize(
 ) -> UInt8[Tensor, "T C height width"]:
     """Resample every frame; interpolated values are rounded and clamped to [0, 255].
 
+    Rows and columns are resampled one after the other, and rounded in between as PIL does, except for bicubic without
+    antialias, which is computed in floats.
+
     Args:
         video: Any memory layout; channels last (as decoders deliver) is fastest.
         height: Rows wanted, in pixels.
@@ -48,10 +53,15 @@ def resize(
     """
     if video.shape[-2:] == (height, width):
         return video
-    if antialias:  # torch's uint8 kernel rounds between the two passes, as PIL does
-        return functional.interpolate(video, (height, width), mode=interpolation, antialias=True)
-    pixels = functional.interpolate(video.float(), (height, width), mode=interpolation, align_corners=False)
-    return pixels.round().clamp(0, 255).to(video.dtype)
+    if interpolation == "bicubic" and not antialias:  # torch's uint8 kernel is another cubic, off by up to 35 here
+        pixels = functional.interpolate(video.float(), (height, width), mode=interpolation, align_corners=False)
+        return pixels.round().clamp(0, 255).to(video.dtype)
+    num_frames = max(1, _CACHED_BYTES // video[:1].numel()) if len(video) else 1
+    pieces = [
+        functional.interpolate(piece, (height, width), mode=interpolation, antialias=antialias)
+        for piece in torch.split(video, num_frames)
+    ]
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def view_corner(height: int, width: int, size: int, *, view: int = 0, num_views: int = 1) -> tuple[int, int]:

@@ -48,6 +48,16 @@ def test_antialiased_resize_equals_pil_within_rounding(interpolation, size, cont
     assert (difference > 1).float().mean() < 1e-4
 
 
+@pytest.mark.parametrize("num_frames", [1, 5, 9])
+def test_long_clips_are_resized_in_pieces_alike(num_frames):
+    video = clip(1, 600, 500).expand(num_frames, -1, -1, -1).clone()
+    resized = resize(video, 40, 30)
+    assert resized.shape == (num_frames, 3, 40, 30)
+    assert resized.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(resized, resize(video[:1], 40, 30).expand(num_frames, -1, -1, -1))
+    assert resize(video[:0], 40, 30).shape == (0, 3, 40, 30)
+
+
 def cubic(x, a=-0.75):
     x = abs(x)
     if x <= 1:
@@ -55,24 +65,31 @@ def cubic(x, a=-0.75):
     return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
 
 
-def slow_row(row, size):
-    """Keys' kernel of two pixels each side at every scale, borders repeated: what `antialias=False` means."""
+def triangle(x):
+    return max(1 - abs(x), 0)
+
+
+def slow_row(row, size, kernel):
+    """The kernel over two pixels each side at every scale, borders repeated: what `antialias=False` means."""
     scale, out = len(row) / size, []
     for i in range(size):
         center = (i + 0.5) * scale - 0.5
         base = int(np.floor(center))
         taps = range(base - 1, base + 3)
-        out.append(sum(row[min(max(tap, 0), len(row) - 1)] * cubic(center - tap) for tap in taps))
+        out.append(sum(row[min(max(tap, 0), len(row) - 1)] * kernel(center - tap) for tap in taps))
     return np.array(out)
 
 
-def test_resize_without_antialias_equals_slow_loop():
+@pytest.mark.parametrize(("interpolation", "kernel", "exact"), [("bicubic", cubic, 0.99), ("bilinear", triangle, 0.7)])
+def test_resize_without_antialias_equals_slow_loop(interpolation, kernel, exact):
     video = clip(1, 20, 26)
-    expected = np.apply_along_axis(slow_row, 2, video[0].numpy().astype(float), 11)
-    expected = np.apply_along_axis(slow_row, 1, expected, 9)
-    resized = resize(video, 9, 11, antialias=False)[0].numpy()
+    expected = np.apply_along_axis(slow_row, 2, video[0].numpy().astype(float), 11, kernel)
+    expected = np.apply_along_axis(slow_row, 1, expected, 9, kernel)
+    resized = resize(video, 9, 11, interpolation=interpolation, antialias=False)[0].numpy()
     np.testing.assert_allclose(resized, np.clip(np.round(expected), 0, 255), atol=1)
-    assert (resized == np.clip(np.round(expected), 0, 255)).mean() > 0.99
+    assert (resized == np.clip(np.round(expected), 0, 255)).mean() > exact
+    assert abs(resized - np.clip(expected, 0, 255)).mean() < 0.35
+    assert abs((resized - np.clip(expected, 0, 255)).mean()) < 0.1
 
 
 @pytest.mark.parametrize("antialias", [True, False])
