@@ -18,7 +18,7 @@ from ivt2.data.decode_pyav import open_container
 from ivt2.data.sampling import middle
 from ivt2.data.transforms import resize
 from ivt2.errors import InputError
-from ivt2.ops.filterbank import audio_features
+from ivt2.ops.filterbank import log_mel_features
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,7 +120,7 @@ class AudioTransform:
         samples = samples[start : start + wanted]
         least = SAMPLE_RATE_HZ // 40 if of_video else wanted  # one frame of 25 ms
         samples = functional.pad(samples, (0, max(least - len(samples), 0)))
-        return audio_features(samples, num_mels=self.num_mels, num_frames=_AUDIO_ROWS)
+        return log_mel_features(samples, num_mels=self.num_mels, num_frames=_AUDIO_ROWS)
 
     def _samples(self, source: AudioSource) -> tuple[Float32[Tensor, "S"], bool]:
         """Samples at 16 kHz, and whether they came with moving pictures."""

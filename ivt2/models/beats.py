@@ -385,7 +385,7 @@ class Beats(nn.Module):
         """Encode sounds.
 
         Args:
-            fbank: Normalised log-mel energies, see ``ivt2.ops.filterbank.audio_features``.
+            fbank: Normalised log-mel energies, see ``ivt2.ops.filterbank.log_mel_features``.
             valid: True where a frame is real; None if all are. InternVideo2 passes none: its rows of zeros at the end
                 of a short sound are part of the picture.
 

@@ -102,7 +102,7 @@ def log_mel(
     return energy.clamp(min=FLOOR).log()
 
 
-def audio_features(
+def log_mel_features(
     waveform: Float[Tensor, "*batch S"], *, num_mels: int = 64, num_frames: int | None = None
 ) -> Float[Tensor, "*batch F M"]:
     """What BEATs reads: the log-mel energies, brought to its range, of a sound at 16 kHz.

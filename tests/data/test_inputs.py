@@ -10,7 +10,7 @@ from ivt2.data.containers import Limits
 from ivt2.data.inputs import AudioTransform, ClipTransform, each
 from ivt2.data.transforms import resize
 from ivt2.errors import InputError
-from ivt2.ops.filterbank import audio_features
+from ivt2.ops.filterbank import log_mel_features
 from tests.data.clips import all_frames, encode, encode_audio, picture, tone, wav
 
 clip = ClipTransform(4, 28)
@@ -118,7 +118,7 @@ def test_the_failing_item_of_a_list_is_named(frames):
 @pytest.mark.parametrize("num_mels", [64, 128])
 def test_a_short_sound_is_filled_up_with_silence(num_mels):
     samples = torch.from_numpy(tone(1.0))
-    wanted = audio_features(torch.nn.functional.pad(samples, (0, 144_000)), num_mels=num_mels)
+    wanted = log_mel_features(torch.nn.functional.pad(samples, (0, 144_000)), num_mels=num_mels)
     got = AudioTransform(num_mels)((samples, 16_000))
     assert got.shape == (998, num_mels)
     assert torch.equal(got, wanted)
@@ -129,14 +129,14 @@ def test_files_and_bytes_of_a_sound(tmp_path):
     data = wav(tone(1.0))
     (tmp_path / "a.wav").write_bytes(data)
     samples = torch.nn.functional.pad(decode_audio(data), (0, 144_000))
-    wanted = audio_features(samples, num_mels=64)
+    wanted = log_mel_features(samples, num_mels=64)
     for source in (data, tmp_path / "a.wav", str(tmp_path / "a.wav")):
         assert torch.equal(fbank(source), wanted)
 
 
 def test_the_track_of_a_video_is_filled_up_with_rows_of_zeros():
     data = encode(num_frames=25, audio_codec="aac")
-    wanted = audio_features(decode_audio(data), num_mels=64)
+    wanted = log_mel_features(decode_audio(data), num_mels=64)
     got = fbank(data)
     assert torch.equal(got[: len(wanted)], wanted)
     assert not got[len(wanted) :].any()
@@ -145,7 +145,7 @@ def test_the_track_of_a_video_is_filled_up_with_rows_of_zeros():
 
 def test_a_long_sound_gives_its_middle():
     samples = torch.rand(12 * 16_000) - 0.5
-    assert torch.equal(fbank((samples, 16_000)), audio_features(samples[16_000:-16_000], num_mels=64))
+    assert torch.equal(fbank((samples, 16_000)), log_mel_features(samples[16_000:-16_000], num_mels=64))
 
 
 def test_other_rates_are_resampled_as_files_are():

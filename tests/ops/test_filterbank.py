@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ivt2.errors import InputError
-from ivt2.ops.filterbank import INT16_SCALE, audio_features, log_mel, mel_filterbank
+from ivt2.ops.filterbank import INT16_SCALE, log_mel, log_mel_features, mel_filterbank
 
 
 def sound(num_samples, *batch):
@@ -120,19 +120,19 @@ def test_half_precision_is_computed_in_float32():
 @pytest.mark.parametrize("num_mels", [64, 128])
 def test_features_are_scaled_normalised_and_padded(num_mels):
     samples = sound(1000) / INT16_SCALE
-    features = audio_features(samples, num_mels=num_mels, num_frames=10)
+    features = log_mel_features(samples, num_mels=num_mels, num_frames=10)
     raw = log_mel(sound(1000), num_mels=num_mels)
     assert features.shape == (10, num_mels)
     torch.testing.assert_close(features[:4], (raw - 15.41663) / 13.11164, atol=1e-5, rtol=1e-5)
     assert not features[4:].any()
-    assert torch.equal(audio_features(samples, num_mels=num_mels), features[:4])
-    assert torch.equal(audio_features(samples, num_mels=num_mels, num_frames=4), features[:4])
+    assert torch.equal(log_mel_features(samples, num_mels=num_mels), features[:4])
+    assert torch.equal(log_mel_features(samples, num_mels=num_mels, num_frames=4), features[:4])
 
 
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match="399 samples is shorter than one frame of 400: pad it"):
         log_mel(torch.zeros(399), num_mels=64)
     with pytest.raises(InputError, match="4 frames is longer than 3: cut it"):
-        audio_features(torch.zeros(1000), num_frames=3)
+        log_mel_features(torch.zeros(1000), num_frames=3)
     with pytest.raises(InputError, match="num_mels=0 leaves no filters"):
         log_mel(torch.zeros(400), num_mels=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ivt2.models.beats import Beats, EncodedAudio, relative_position_buckets, share_valid
-from ivt2.ops.filterbank import INT16_SCALE, audio_features, log_mel, mel_filterbank
+from ivt2.ops.filterbank import INT16_SCALE, log_mel, log_mel_features, mel_filterbank
 from tests.golden.case import Case
 
 MELS_OF_BEATS = 128
@@ -84,7 +84,7 @@ def check(case: Case) -> None:
         checked.add(name)
 
     waveform = case.inputs["waveform"]
-    fbank = audio_features(waveform, num_mels=MELS_OF_BEATS)
+    fbank = log_mel_features(waveform, num_mels=MELS_OF_BEATS)
     close("fbank128_norm", fbank)
     close("fbank128_raw_first", log_mel(waveform[0] * INT16_SCALE, num_mels=MELS_OF_BEATS))
     close("mel_banks_64", mel_filterbank(64)[:, :-1])
@@ -115,7 +115,7 @@ def extracted(beats: Beats, encoded: EncodedAudio) -> Tensor:
 def check_dataset_fbank(case: Case, close) -> None:
     facts = case.json["dataset_fbank64"]
     num_frames, num_mels = facts["shape"]
-    features = audio_features(case.inputs["waveform"][0], num_mels=num_mels, num_frames=num_frames)
+    features = log_mel_features(case.inputs["waveform"][0], num_mels=num_mels, num_frames=num_frames)
     close(f"dataset_fbank{num_mels}_padded{num_frames}", features[: facts["stored_rows"]])
     assert features.shape == (num_frames, num_mels)
     assert not features[facts["valid_rows"] :].any()
