@@ -59,6 +59,7 @@ def main(cfg: ShardsConfig) -> None:
             max_samples=cfg.max_samples,
             max_bytes=cfg.max_bytes,
             overwrite=cfg.overwrite,
+            annotation_files=[] if cfg.annotations is None else [cfg.annotations],
             on_record=lambda _: bar.advance(task),
         )
     console = Console()

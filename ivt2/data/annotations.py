@@ -168,13 +168,18 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
         yield whole
 
 
+def fields_of(template: str) -> list[str]:
+    """Return the names of the fields of a template."""
+    return [name for name, _ in _FIELD.findall(template)]
+
+
 def filled(template: str, fields: Mapping[str, Any]) -> str | None:
     """Fill in a template: ``{name}`` is a field, ``{name:06}`` the same with leading zeros; nothing else is special.
 
     Returns:
         None when a field is absent, empty or neither text nor a whole number.
     """
-    values = {name: fields.get(name) for name, _ in _FIELD.findall(template)}
+    values = {name: fields.get(name) for name in fields_of(template)}
     for value in values.values():
         if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
             return None
@@ -252,12 +257,23 @@ def parsed(text: bytes) -> dict[str, Any]:
         SampleError: reasons ``text_invalid_utf8`` and ``json_invalid``.
     """
     try:
-        facts = json.loads(decoded(text), parse_constant=refuse_constant)
+        facts = json.loads(decoded(text), parse_constant=refuse_constant, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise SampleError("json_invalid") from error
     if not isinstance(facts, dict):
         raise SampleError("json_invalid")
     return facts
+
+
+def finite(number: str) -> float:
+    """Read a number; one beyond all floats would be written as Infinity, which is no json.
+
+    Raises:
+        ValueError: it is.
+    """
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large")
+    return value
 
 
 def refuse_constant(name: str) -> NoReturn:

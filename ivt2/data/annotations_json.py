@@ -12,6 +12,7 @@ from ivt2.data.annotations import (
     RecordType,
     annotated,
     decoded,
+    finite,
     numbered_lines,
     parsed,
     refuse_constant,
@@ -124,7 +125,7 @@ class JsonAnnotations:
             if (size := self._path.stat().st_size) > MAX_JSON_BYTES:
                 raise InputError(f"{self._path}: {size} bytes are too many to read at once; write one object a line")
             text = decoded(self._path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-            return json.loads(text, parse_constant=refuse_constant)
+            return json.loads(text, parse_constant=refuse_constant, parse_float=finite)
         except OSError as error:
             raise InputError(f"{self._path}: cannot be read ({error.strerror}); give a file of json") from error
         except (ValueError, RecursionError, SampleError) as error:

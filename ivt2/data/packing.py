@@ -1,6 +1,8 @@
 """Packing: annotated media files become shards."""
 
-from collections.abc import Callable, Iterable
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -27,6 +29,7 @@ def pack(
     max_samples: int = 1000,
     max_bytes: int = 1 << 30,
     overwrite: bool = False,
+    annotation_files: Sequence[str | Path] = (),
     on_record: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Pack annotated media files into shards.
@@ -40,6 +43,7 @@ def pack(
         max_samples: samples of a shard.
         max_bytes: bytes of a shard.
         overwrite: replace shards that are there.
+        annotation_files: what the records were read from; the manifest names them with their hash.
         on_record: called with the name of each record after it was packed or skipped, for a progress bar.
 
     Returns:
@@ -52,31 +56,46 @@ def pack(
     if not media_root.is_dir():
         raise InputError(f"{media_root}: no such folder; give the folder that the files of the annotations lie in")
     keys: dict[str, int] = {}
-    with ShardWriter(folder, max_samples=max_samples, max_bytes=max_bytes, overwrite=overwrite) as writer:
+    with ShardWriter(
+        folder, max_samples=max_samples, max_bytes=max_bytes, overwrite=overwrite, sources=annotation_files
+    ) as writer:
         for record in records:
             ledger.add_seen(1)
             name = record.key if isinstance(record, Skipped) else record.file
             try:
-                kind, media = _media(record, media_root)
+                members = _members(record, media_root)
             except SampleError as error:
                 ledger.add(Skipped(source, name, error.reason))
             else:
                 assert isinstance(record, Annotation)
-                key = _free_key(record.file, keys)
-                writer.write(key, {kind: media, "json": record.to_member()}, _duration_s(record))
+                writer.write(_free_key(record.file, keys), members, _duration_s(record))
             if on_record is not None:
                 on_record(name)
     return writer.manifest
 
 
-def _media(record: Annotation | Skipped, media_root: Path) -> tuple[str, bytes]:
-    """Type and content of a record's file."""
+def _members(record: Annotation | Skipped, media_root: Path) -> dict[str, bytes]:
+    """Members of a record's sample: its file and what the record says."""
     if isinstance(record, Skipped):
         raise SampleError(record.reason)
+    kind, media = _media(record, media_root)
+    try:
+        text = json.dumps(record.to_member(), ensure_ascii=False, allow_nan=False)
+        return {kind: media, "json": text.encode()}
+    except UnicodeEncodeError as error:  # a lone surrogate somewhere in a fact
+        raise SampleError("text_invalid_utf8") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SampleError("json_invalid") from error
+
+
+def _media(record: Annotation, media_root: Path) -> tuple[str, bytes]:
+    """Type and content of a record's file."""
     path = PurePosixPath(record.file)
     kind = path.suffix.removeprefix(".").lower()
     if path.is_absolute() or ".." in path.parts:
         raise SampleError("file_outside_media_root")
+    if not path.name:
+        raise SampleError("file_missing")
     try:
         if record.frames is not None:
             return "mkv", _video_of(media_root / path, record.frames)
@@ -97,6 +116,8 @@ def _content(file: Path, max_bytes: int) -> bytes:
 
 def _video_of(folder: Path, frames: FrameFiles) -> bytes:
     """Motion JPEG in Matroska: the frames' own bytes, none of them encoded anew and each a key frame."""
+    from av.error import FFmpegError
+
     if not folder.is_dir():
         raise SampleError("file_missing")
     pictures, size = [], 0
@@ -106,19 +127,20 @@ def _video_of(folder: Path, frames: FrameFiles) -> bytes:
             raise SampleError("file_outside_media_root")
         pictures.append(_content(folder / name, MAX_MEDIA_BYTES - size))
         size += len(pictures[-1])
-    return _motion_jpeg(pictures, frames.fps)
+    try:
+        return _motion_jpeg(pictures, _common_size(pictures), Fraction(frames.fps).limit_denominator(1001))
+    except FFmpegError as error:
+        raise SampleError("frame_invalid") from error
 
 
-def _motion_jpeg(pictures: list[bytes], fps: float) -> bytes:
+def _motion_jpeg(pictures: list[bytes], size: tuple[int, int], rate: Fraction) -> bytes:
     import av
 
-    width, height = _common_size(pictures)
-    rate = Fraction(fps).limit_denominator(1001)
     video = BytesIO()
     # bitexact: without it the file would hold a random number, and packing twice would give other shards
     with av.open(video, "w", format="matroska", options={"fflags": "bitexact"}) as output:
         stream = output.add_stream("mjpeg", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
+        (stream.width, stream.height), stream.pix_fmt = size, "yuvj420p"
         for number, picture in enumerate(pictures):
             packet = av.Packet(picture)
             packet.stream, packet.time_base, packet.is_keyframe = stream, 1 / rate, True
@@ -164,4 +186,6 @@ def _free_key(file: str, keys: dict[str, int]) -> str:
 
 def _duration_s(record: Annotation) -> float | None:
     duration_s = record.facts.get("duration_s")
-    return float(duration_s) if isinstance(duration_s, int | float) else None
+    if not isinstance(duration_s, int | float) or isinstance(duration_s, bool) or not 0 <= duration_s < math.inf:
+        return None
+    return float(duration_s)

@@ -16,6 +16,7 @@ from ivt2.data.annotations import (
     FrameFiles,
     checked_text,
     decoded,
+    fields_of,
     filled,
     seconds,
     segment_of,
@@ -77,6 +78,9 @@ class ClipRecord:
         num_frames: field of the number of frames where the file is a folder of them.
         frames: template of a frame's name, numbers from 1: ``img_{:05}.jpg``.
         fps: of frame folders, which do not say.
+
+    Raises:
+        InputError: when a template has no place for a field, or ``fps`` is not from 0.01 to 1000.
     """
 
     file: Sequence[str]
@@ -90,6 +94,13 @@ class ClipRecord:
     num_frames: str | None = None
     frames: str = "img_{:05}.jpg"
     fps: float = 30.0
+
+    def __post_init__(self) -> None:
+        for template in (*self.file, self.frames):
+            if not fields_of(template):
+                raise InputError(f"{template}: has no place for a field, such as {{video}} or {{:05}}")
+        if not 0.01 <= self.fps <= 1000:
+            raise InputError(f"fps={self.fps}: give a number from 0.01 to 1000")
 
     def __call__(self, fields: Mapping[str, Any]) -> Annotation:
         """Read one record.

@@ -5,6 +5,7 @@ import pytest
 from ivt2.cli import shards
 from ivt2.data.annotations import captions_of, facts_of
 from ivt2.data.decode import decode_video
+from ivt2.data.manifest import read_manifest
 from ivt2.data.shards import ShardSet
 from tests.data.clips import encode
 
@@ -47,6 +48,7 @@ def test_it_packs_what_is_there_and_accounts_for_the_rest(pack, media, tmp_path)
     assert ["jsonl", "json_invalid", "1"] in rows
     assert "packing" in err
     assert "4/4" in err
+    assert [file.name for file in read_manifest(tmp_path / "out" / "clips").sources] == ["clips.jsonl"]
     written = ShardSet.open("out/clips")
     assert [written.key(i) for i in range(len(written))] == ["a", "c"]
     assert captions_of(written.read(1).members) == ["Clip c"]

@@ -312,7 +312,9 @@ BAD_FILES = {
     },
     "jsonl": {
         b'{"file": "a", "caption": "\\ud800"}': "text_invalid_utf8",
-        b'{"file": "a", "caption": "b", "start_s": 1e999}': "segment_invalid",
+        b'{"file": "a", "caption": "b", "start_s": 1e999}': "json_invalid",
+        b'{"file": "a", "caption": "b", "id": -1e999}': "json_invalid",
+        b'{"file": "a", "caption": "b", "start_s": "1"}': "segment_invalid",
         b'{"file": 3, "caption": "b"}': "file_missing",
         b'{"file": "a", "options": "ab", "answers": [5]}': "answer_invalid",
         b'{"file": "a", "turns": [{"q": "x"}]}': "text_empty",
@@ -345,6 +347,10 @@ def test_hostile_and_broken_records_have_a_reason(dataset, content, reason, tmp_
         ("esc50", b"a,a\n", "each needs a name of its own", {}),
         ("esc50", b"\xff\n", "has no header of columns", {}),
         ("jsonl", None, "cannot be read", {}),
+        ("msrvtt", b"[1e999]", "is no json", {}),
+        ("msrvtt", b"[]", "has no place for a field", {"record": {"file": ["video.mp4"]}}),
+        ("ssv2_frames", b"a 1 1", "has no place for a field", {"record": {"frames": "img.jpg"}}),
+        ("ssv2_frames", b"a 1 1", "give a number from 0.01", {"record": {"fps": 0.0}}),
     ],
 )
 def test_a_file_that_is_not_what_the_source_expects(dataset, content, message, arguments, tmp_path):

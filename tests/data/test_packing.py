@@ -84,6 +84,23 @@ def test_a_file_of_many_records_is_packed_under_numbered_keys(media, tmp_path):
     assert [shards.key(index) for index in range(5)] == ["a", "a_2", "a_3", "deep_er_a", "deep_er_a_2"]
 
 
+def test_names_and_facts_of_any_kind_do_not_end_the_packing(media, tmp_path):
+    names = ["", ".", "a.mp4\0", "\ud800.mp4", "x" * 5000 + ".mp4", "a.mp4/b.mp4"]
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    facts = [{"id": "\ud800"}, {"id": float("nan")}, {"id": {1}}, {"id": deep}]
+    odd = [*map(record, names), *(record("a.mp4", facts=fact) for fact in facts)]
+    odd.append(Annotation(file=".", label="x", frames=FrameFiles("{}.jpg", 1, 1.0)))
+    good = [record("a.mp4", facts={"duration_s": value}) for value in (True, -1, "3", None)]
+    ledger, records = Ledger(len(odd)), [*odd, *good]
+    manifest = pack(records, media, tmp_path / "set", source="web", ledger=ledger)
+    assert manifest.shards[0].duration_s == 0
+    assert ledger.skipped == len(odd)
+    assert {"text_invalid_utf8": 1, "json_invalid": 3}.items() <= ledger.by_reason().items()
+    assert captions_of(ShardSet.open(tmp_path / "set").read(3).members) == ["one", "two"]
+
+
 def jpeg(number, size=64, format_name="JPEG", **options):
     file = io.BytesIO()
     Image.fromarray(picture(number, size, size)).save(file, format_name, quality=95, subsampling=0, **options)
