@@ -132,3 +132,17 @@ def image_bytes(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
+
+
+def faststart(folder) -> bytes:
+    """An mp4 whose index precedes its frames."""
+    file = folder / "clip.mp4"
+    with av.open(str(file), "w", container_options={"movflags": "faststart"}) as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        for number in range(60):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        output.mux(stream.encode())
+    data = file.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    return data

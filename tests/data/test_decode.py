@@ -13,7 +13,7 @@ from PIL import Image
 from ivt2.data import decode_decord, decode_pyav
 from ivt2.data.decode import DecodeError, Limits, Reason, available_backends, decode_image, decode_video
 from ivt2.errors import InputError
-from tests.data.clips import all_frames, encode, encode_audio, giant, picture, with_edit_list
+from tests.data.clips import all_frames, encode, encode_audio, faststart, giant, picture, with_edit_list
 
 # What every installed back end must read alike; decord says itself where it does not find the right frames.
 EVERYWHERE = {
@@ -224,19 +224,6 @@ def test_codec_libraries_are_loaded_on_first_use():
     program = "import sys, ivt2.data.decode, ivt2.data.audio; print({'av', 'decord', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def faststart(folder):
-    file = folder / "clip.mp4"
-    with av.open(str(file), "w", container_options={"movflags": "faststart"}) as output:
-        stream = output.add_stream("libx264", rate=25)
-        stream.width = stream.height = 64
-        for number in range(60):
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
-        output.mux(stream.encode())
-    data = file.read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")
-    return data
 
 
 @pytest.mark.parametrize(

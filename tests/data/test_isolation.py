@@ -229,6 +229,7 @@ def test_it_ends_with_its_user(end):
 
 @pytest.mark.usefixtures("harmful")
 @pytest.mark.dist
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_loaders_leave_nothing_behind_and_count_alike(tmp_path):
     bad = {3: {"mp4": b"ABORT", "txt": "x"}, 7: {"mp4": b"SEGFAULT", "txt": "x"}, 8: {"mp4": b"", "txt": "x"}}
     folder = write_clips(tmp_path, num=12, bad=bad)
