@@ -12,6 +12,9 @@ from ivt2.errors import InputError
 _SCHEDULE_STREAM = 0x6D6978
 """Keeps the shuffle of the schedule apart from the shuffles of the sources."""
 
+_BATCHES_AHEAD = 64
+"""How early a shard is asked for: far ahead of what workers hold ready, and well within what a cache holds."""
+
 
 class Step(NamedTuple):
     """The samples of one step, all of one source."""
@@ -20,6 +23,8 @@ class Step(NamedTuple):
     epoch: int
     """How often the source was gone through before: part of the key of every random choice."""
     samples: Indices
+    ahead: Indices
+    """Those of a later batch of the source, in the same epoch, whose shards may be fetched by then."""
 
 
 class Mixture:
@@ -80,7 +85,9 @@ class Mixture:
         source_epoch, batch = divmod(turn, self._full_batches[source])
         begin = batch * self.global_batch_size
         samples = self.orders[source].samples(source_epoch, begin, begin + self.global_batch_size)
-        return Step(source, source_epoch, samples)
+        later = begin + _BATCHES_AHEAD * self.global_batch_size
+        ahead = self.orders[source].samples(source_epoch, later, later + self.global_batch_size)
+        return Step(source, source_epoch, samples, ahead)
 
     def _schedule(self, epoch: int) -> tuple[NDArray[np.int64], Indices]:
         """For each step its source, and how many steps of the epoch before it had the same source."""

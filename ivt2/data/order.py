@@ -69,7 +69,7 @@ class SampleOrder:
 
 
 class _EpochOrder:
-    """The pieces of an epoch dealt to streams, and the last block that was computed."""
+    """The pieces of an epoch dealt to streams, and the last blocks that were computed."""
 
     def __init__(self, pieces: Indices, epoch: int, *, seed: int, num_streams: int, shuffle_buffer: int) -> None:
         self.epoch = epoch
@@ -80,7 +80,7 @@ class _EpochOrder:
         self._ends = [np.cumsum(stream[:, 1] - stream[:, 0]) for stream in self._streams]
         self._lengths = np.array([ends[-1] for ends in self._ends], np.int64)
         self._num_blocks = ceil(max(self._lengths.tolist(), default=0) / shuffle_buffer)
-        self._held: tuple[int, Indices] = (-1, np.empty(0, np.int64))
+        self._held: dict[int, Indices] = {}
 
     def samples(self, begin: int, end: int) -> Indices:
         """The order from one position to another."""
@@ -97,12 +97,14 @@ class _EpochOrder:
         return int(np.minimum(self._lengths, block * self._buffer).sum())
 
     def _block(self, block: int) -> Indices:
-        if self._held[0] != block:
+        if block not in self._held:
             first = block * self._buffer
             shuffled = [self._shuffled(stream, first) for stream in range(len(self._streams))]
             turns = np.concatenate([np.arange(len(samples)) for samples in shuffled])
-            self._held = block, np.concatenate(shuffled)[np.argsort(turns, kind="stable")]
-        return self._held[1]
+            # two are kept, for a reader that looks ahead from one into the next
+            self._held = dict([*self._held.items()][-1:])
+            self._held[block] = np.concatenate(shuffled)[np.argsort(turns, kind="stable")]
+        return self._held[block]
 
     def _shuffled(self, stream: int, first: int) -> Indices:
         """The samples of one buffer of a stream, shuffled; none when the stream has ended before."""

@@ -8,17 +8,19 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Self
 
 from ivt2.data.ledger import SampleError
 from ivt2.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, SourceFile, read_manifest
+from ivt2.data.remote import RemoteFiles, ShardCache, is_address
 from ivt2.data.shard_file import Member, OpenShard, check_key, encode, replace_file
 from ivt2.data.shard_index import SampleTable, fingerprint
 from ivt2.data.tar_index import BLOCK, Span, TarIndex, is_header, scan
@@ -193,6 +195,9 @@ class ShardFiles(Protocol):
     def scan(self, shard: ShardInfo) -> TarIndex:
         """Go through the headers of a shard that has no index; errors as for ``open``, and InputError."""
 
+    def prefetch(self, shards: Iterable[ShardInfo]) -> None:
+        """Begin to make shards ready that will be opened soon."""
+
 
 class _Folder:
     """Shards on a disk."""
@@ -208,6 +213,9 @@ class _Folder:
 
     def scan(self, shard: ShardInfo) -> TarIndex:
         return scan(self.path / shard.name)
+
+    def prefetch(self, shards: Iterable[ShardInfo]) -> None:
+        """Nothing to do: the system reads ahead."""
 
 
 class ShardSet:
@@ -244,15 +252,24 @@ class ShardSet:
         self._tables: OrderedDict[int, SampleTable] = OrderedDict()
         self._table_bytes = 0
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._given_up: dict[int, str] = {}
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | Path, *, cache: ShardCache | None = None) -> Self:
         """Compare the shards of a folder with its manifest, if it has one, and scan those that have no index.
+
+        Args:
+            folder: path, or address such as ``s3://bucket/set``, where a manifest is needed.
+            cache: keeps the shards of an address; None takes the one of the user.
 
         Raises:
             InputError: when the folder holds no shards, a shard is missing, is not a tar file, has no readable
                 sample or is not the one of the manifest.
         """
+        if is_address(folder):
+            remote = RemoteFiles(str(folder), cache or ShardCache())
+            described = remote.manifest()
+            return cls(remote, described.shards, described.hash)
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; correct the path or write shards there with {_WRITER}")
@@ -339,6 +356,15 @@ class ShardSet:
             raise SampleError("shard_changed")
         return RawSample(key, members, self.names[shard], index)
 
+    def prefetch(self, samples: NDArray[np.int64]) -> None:
+        """Begin to fetch the shards of samples that will be read soon, in the background; local shards are there.
+
+        Args:
+            samples: positions in the set.
+        """
+        numbers = np.unique(np.searchsorted(self._first, samples, side="right") - 1).tolist()
+        self._files.prefetch(self._shards[number] for number in numbers if number not in self._open)
+
     def close(self) -> None:
         """Close the shards' files; they open again when needed."""
         while self._open:
@@ -386,11 +412,16 @@ class ShardSet:
             return SampleTable.lost(shard.samples, error.reason)
 
     def _file(self, shard: int) -> int:
+        if shard in self._given_up:
+            raise SampleError(self._given_up[shard])
         if shard not in self._open:
             try:
                 file = self._files.open(self._shards[shard])
             except OSError as error:
                 raise SampleError("shard_unreadable") from error
+            except SampleError as error:  # after many attempts, which the next sample need not wait for again
+                self._given_up[shard] = error.reason
+                raise
             if shard not in self._scanned and os.fstat(file).st_size != self._shards[shard].bytes:
                 os.close(file)
                 raise SampleError("shard_changed")

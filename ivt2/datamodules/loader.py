@@ -74,6 +74,7 @@ class TrainBatches(_Batches[VideoTextBatch]):
     def __getitem__(self, step: Step) -> VideoTextBatch:
         """Make the batch of one step, of this rank's samples."""
         reader, source = self.readers[step.source], self.names[step.source]
+        reader.shards.prefetch(step.ahead)
         clips, texts, kept, keys, skipped = [], [], [], [], []
         for index in step.samples.tolist():
             sample_id = self._first_id[step.source] + index
@@ -260,7 +261,8 @@ class TrainLoader(_Loader[VideoTextBatch]):
 
     def _step(self, position: int) -> Step:
         step = self.plan.step(position % self.steps_per_iteration if self.repeat else position)
-        return step._replace(samples=rank_slice(step.samples, self.rank, self.world))
+        samples, ahead = (rank_slice(part, self.rank, self.world) for part in (step.samples, step.ahead))
+        return step._replace(samples=samples, ahead=ahead)
 
 
 class EvalLoader(_Loader[RetrievalBatch]):

@@ -59,6 +59,14 @@ def test_weights_share_the_steps_and_small_sources_begin_anew():
     assert sorted(large) == list(range(40))
 
 
+def test_a_step_looks_ahead_within_its_epoch():
+    plan = mixture(400, batch=4)
+    steps = [plan.step(position) for position in range(200)]
+    for number, step in enumerate(steps):
+        later = steps[number + 64].samples.tolist() if number % 100 < 36 else []
+        assert step.ahead.tolist() == later
+
+
 def test_shares_add_up_and_none_is_lost():
     assert mixture(40, 40, 40, weights=[1, 1, 1.0]).steps_of_source == [10, 10, 10]
     assert sum(mixture(44, 40, 40, weights=[5, 3, 2.5]).steps_of_source) == 31
