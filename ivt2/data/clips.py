@@ -38,7 +38,8 @@ class ClipReader:
 
     Args:
         shards: where the samples are.
-        choose: gives the frames to decode, from the number of frames to choose from and the sample's generator.
+        choose: gives the frames to decode, from the number of frames to choose from and the sample's generator. Where
+            the frame rate varies they are numbers of equal parts of the time, not of frames.
         num_frames: how many frames ``choose`` gives.
         transforms: applied in order; together they must give every clip the same size.
         decoder: library that decodes video.
@@ -117,6 +118,7 @@ class ClipReader:
             backend=self.decoder,
             start_s=start_s,
             end_s=end_s,
+            by_time=True,
             process=self.process,
         )
         return chosen.frames

@@ -53,6 +53,7 @@ def decode_video(
     limits: Limits | None = None,
     start_s: float | None = None,
     end_s: float | None = None,
+    by_time: bool = False,
     process: DecoderProcess | None = None,
 ) -> DecodedVideo:
     """Decode the frames that ``choose`` asks for.
@@ -66,6 +67,8 @@ def decode_video(
         limits: What to refuse from the header; the default ``Limits()`` if None.
         start_s: Begin of the part to choose from, in seconds after the first frame.
         end_s: End of that part; frames shown at ``end_s`` or later do not belong to it.
+        by_time: Divide the time evenly instead of the frames: number ``i`` of ``n`` is then the frame on the screen in
+            the middle of the ``i``-th of ``n`` equal parts. At a constant frame rate that is the same frame.
         process: Decodes in place of this process, which then outlives whatever a codec library does.
 
     Raises:
@@ -75,7 +78,9 @@ def decode_video(
     """
     check_backend(backend)
     read = read_video if process is None else process.read_video
-    video = read(data, choose, backend=backend, limits=limits or Limits(), start_s=start_s, end_s=end_s)
+    video = read(
+        data, choose, backend=backend, limits=limits or Limits(), start_s=start_s, end_s=end_s, by_time=by_time
+    )
     frames = torch.from_numpy(np.ascontiguousarray(video.pixels)).permute(0, 3, 1, 2)
     name = "decord" if backend == "decord" else "pyav"
     return DecodedVideo(frames, video.num_frames, video.fps, video.duration_s, name)

@@ -63,7 +63,14 @@ def check_numbers(numbers: Sequence[int], num_frames: int) -> list[int]:
 
 
 def read_video(
-    data: bytes, choose: Choose, *, backend: Backend, limits: Limits, start_s: float | None, end_s: float | None
+    data: bytes,
+    choose: Choose,
+    *,
+    backend: Backend,
+    limits: Limits,
+    start_s: float | None,
+    end_s: float | None,
+    by_time: bool,
 ) -> VideoArrays:
     """Decode the frames that ``choose`` asks for; arguments and errors are those of ``decode.decode_video``."""
     limits.check_bytes(data)
@@ -75,6 +82,8 @@ def read_video(
         index = decode_pyav.read_index(opened, container, limits)
         first, last = _window(index, start_s, end_s)
         chosen = check_numbers(choose(last - first, index.fps), last - first)
+        if by_time:
+            chosen = _shown_at(index.times_s[first:last], chosen, 1.0 / index.fps)
         wanted = sorted(set(chosen))
         numbers = [first + number for number in wanted]
         if backend == "decord":
@@ -95,6 +104,16 @@ def _window(index: decode_pyav.VideoIndex, start_s: float | None, end_s: float |
     if first >= last:
         raise DecodeError("empty", f"no frame from {start_s} to {end_s} s of {index.duration_s:.2f} s")
     return first, last
+
+
+def _shown_at(times_s: NDArray[np.float64], numbers: Sequence[int], last_s: float) -> list[int]:
+    """Return the frames on the screen in the middle of parts of equal length, one part for each frame that there is.
+
+    Part and frame have the same number where the frame rate is constant.
+    """
+    span_s = float(times_s[-1] - times_s[0]) + last_s
+    middles_s = times_s[0] + (np.asarray(numbers) + 0.5) * (span_s / len(times_s))
+    return [int(number) for number in np.searchsorted(times_s, middles_s, side="right") - 1]
 
 
 def read_image(data: bytes, limits: Limits) -> NDArray[np.uint8]:

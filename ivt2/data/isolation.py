@@ -147,13 +147,14 @@ class DecoderProcess:
         limits: Limits,
         start_s: float | None,
         end_s: float | None,
+        by_time: bool,
     ) -> VideoArrays:
         """Like ``decode_arrays.read_video``; ``choose`` runs here.
 
         Raises:
             DecodeError: also ``decoder_crashed`` and ``decoder_timeout``.
         """
-        options = {"backend": backend, "start_s": start_s, "end_s": end_s}
+        options = {"backend": backend, "start_s": start_s, "end_s": end_s, "by_time": by_time}
         answer, pixels = self._ask("video", data, limits, options, choose)
         assert pixels is not None
         return VideoArrays(pixels, int(answer["num_frames"]), float(answer["fps"]), float(answer["duration_s"]))

@@ -288,7 +288,7 @@ def test_one_set_of_all_is_counted_alike_by_any_number_of_workers(packed):
         assert skipped.get(key, FRAMES) in allowed
     for key in used.keys() - texts.keys():
         kind = (int(key.split("_")[0]), key.split("_", 1)[1])
-        whole = decode_video(media(kind), lambda num_frames, _: middle(num_frames, 2)).frames
+        whole = decode_video(media(kind), lambda num_frames, _: middle(num_frames, 2), by_time=True).frames
         assert torch.equal(used[key], Resize(16)(whole, np.random.default_rng(0)))
     for num_workers in (1, 3):
         others = account(packed, num_workers)

@@ -159,6 +159,19 @@ def test_part_of_a_variable_rate_video_goes_by_time():
     np.testing.assert_array_equal(part.frames.permute(0, 2, 3, 1).numpy(), all_frames(data)[4:9])
 
 
+def test_numbers_can_divide_the_time_instead_of_the_frames():
+    ticks = [0, 1, 2, 7, 8, 20, 21, 22, 30, 31, 33, 40, 50, 51, 52, 60]
+    data = encode(ticks=ticks)
+    video = decode_video(data, lambda num_frames, fps: range(num_frames), by_time=True)
+    last = 25 / video.fps  # ticks for which the last frame is taken to stay
+    shown = [max(i for i in range(16) if ticks[i] <= (part + 0.5) * (60 + last) / 16) for part in range(16)]
+    assert len(set(shown)) < 12
+    np.testing.assert_array_equal(video.frames.permute(0, 2, 3, 1).numpy(), all_frames(data)[shown])
+    for options in ({"fps": 10}, {"fps": 30, "container": "matroska"}, {"container": "avi", "codec": "mpeg4"}):
+        even = encode(num_frames=40, **options)
+        np.testing.assert_array_equal(pixels(even, by_time=True), all_frames(even))
+
+
 def test_edit_list_hides_frames():
     whole = encode(options={"bf": "0"}, num_frames=30, gop=12)
     data = with_edit_list(whole, 5 / 25)
