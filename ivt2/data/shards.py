@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -327,11 +327,12 @@ class ShardSet:
         shard, number = self._place(index)
         return self._table(shard).reason(number)
 
-    def read(self, index: int) -> RawSample:
-        """Read all members of a sample.
+    def read(self, index: int, types: Collection[str] | None = None) -> RawSample:
+        """Read the members of a sample.
 
         Args:
             index: position in the set, from 0.
+            types: read only members of these types; None reads all.
 
         Raises:
             SampleError: when the shard lost the sample; the reason is ``problem(index)``, ``shard_changed`` or
@@ -344,6 +345,8 @@ class ShardSet:
             raise SampleError(reason)
         shard, number = self._place(index)
         key, spans = self.key(index), self._table(shard).spans(number)
+        if types is not None:
+            spans = {kind: span for kind, span in spans.items() if kind in types}
         file = self._file(shard)
         try:
             members = {kind: os.pread(file, span.size, span.offset) for kind, span in spans.items()}

@@ -1,0 +1,184 @@
+"""Say whether shards can be trained on: ``python -m ivt2.cli.validate shards=data/shards/train``.
+
+Exit status 0 says that they can, 1 that they cannot, 2 that the question could not be asked.
+"""
+
+import json
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ivt2.cli.door import command
+from ivt2.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ivt2.data.validation import Findings
+
+
+class ValidateConfig(Protocol):
+    """Root keys of ``conf/validate.yaml``."""
+
+    shards: str
+    """Folder or address of the shards."""
+    decode: float | int
+    """Samples to decode: a share in [0, 1] or a count."""
+    captions: bool
+    """Every sample needs a caption."""
+    num_frames: int
+    """Frames to decode of each video."""
+    hashes: bool
+    """Read every shard whole and compare it with the manifest."""
+    budget: float | int
+    """Samples that may be unusable: a share in [0, 1] or a count."""
+    output: str | None
+    """File for the counts, as json."""
+    decoder_timeout_s: float
+    """Seconds that decoding one sample may take."""
+    seed: int
+    """Chooses the samples to decode."""
+
+
+def prepared(output: str | None) -> Path | None:
+    """The file to write at the end, its folder made.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    if output is None:
+        return None
+    file = Path(output)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error.strerror}); give another output") from error
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputError(f"{file}: cannot be written; give another output")
+    return file
+
+
+def compare_hashes(folder: str, num_shards: int) -> dict[str, str]:
+    """Shards of a folder that are not as its manifest says, and how they differ.
+
+    Raises:
+        InputError: There is no manifest, or the folder is an address.
+    """
+    from ivt2.data.manifest import verify
+    from ivt2.data.progress import progress_bar
+    from ivt2.data.remote import is_address
+
+    if is_address(folder):
+        raise InputError("hashes=true: shards of an address are compared whenever they are fetched; leave it out")
+    wrong: dict[str, str] = {}
+    with progress_bar("shards") as bar:
+        task = bar.add_task("hashing", total=num_shards)
+        for check in verify(folder):
+            if check.problem is not None:
+                wrong[check.name] = check.problem
+            bar.advance(task)
+    return wrong
+
+
+def complaints(findings: "Findings", wrong: dict[str, str], budget: float | int, allowed: int) -> str:
+    """Why the set should not be trained on, in one line; empty when it may be."""
+    found = []
+    if findings.unusable > allowed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in findings.reasons.items())
+        about = "" if findings.unusable == sum(findings.reasons.values()) else "about "
+        found.append(
+            f"{about}{findings.unusable:.0f} of {findings.samples} samples cannot be used (found: {reasons}), "
+            f"budget={budget} allows {allowed}: repair or remove these samples, or raise budget"
+        )
+    if wrong:
+        name, problem = next(iter(wrong.items()))
+        found.append(
+            f"{len(wrong)} shards are not as the manifest says, for example {name} ({problem}): restore them or write "
+            "the set again"
+        )
+    return "; ".join(found)
+
+
+def tabulated(facts: dict[str, Any]) -> "Table":
+    """All counts, one a row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table("what", "count", "examples", title=Text(facts["shards"]))
+    rows.columns[1].justify = "right"
+    examples = facts["unusable"]["examples"]
+    rows.add_row("samples", str(facts["samples"]))
+    for section in ("decoding", "missing_pairs", "bad_times", "types"):
+        rows.add_section()
+        for name, value in facts[section].items():
+            rows.add_row(Text(f"{section}: {name}"), str(value))
+    rows.add_section()
+    for name, value in facts["unusable"]["reasons"].items():
+        rows.add_row(Text(f"unusable: {name}"), str(value), Text(" ".join(examples[name])))
+    rows.add_row("unusable: estimated in all", f"{facts['unusable']['estimated']:g}")
+    duplicates = facts["duplicate_keys"]
+    rows.add_row("duplicate_keys", str(len(duplicates)), Text(" ".join(list(duplicates)[:3])))
+    rows.add_section()
+    for section in ("captions", "duration_s"):
+        for name, value in facts[section].items():
+            spread = value if isinstance(value, dict) else {"": value}
+            for part, number in spread.items():
+                rows.add_row(f"{section}: {name} {part}".strip(), "-" if number is None else f"{number:g}")
+    rows.add_section()
+    for name, problem in (facts["hash_mismatches"] or {}).items():
+        rows.add_row("hash mismatch", "", Text(f"{name} {problem}"))
+    if facts["hash_mismatches"] is None:
+        rows.add_row("hash mismatches", "-", "not asked for (hashes=true)")
+    return rows
+
+
+@command("validate", keys=ValidateConfig)
+def main(cfg: ValidateConfig) -> None:
+    """Go through the set, print and write what was found, and end with the verdict."""
+    from rich.console import Console
+
+    from ivt2.data.isolation import DecoderProcess
+    from ivt2.data.ledger import Ledger
+    from ivt2.data.progress import progress_bar
+    from ivt2.data.shards import ShardSet
+    from ivt2.data.validation import validate
+
+    shards = ShardSet.open(cfg.shards)
+    allowed = Ledger(cfg.budget, num_samples=len(shards)).allowed
+    output = prepared(cfg.output)
+    wrong = compare_hashes(cfg.shards, len(shards.names)) if cfg.hashes else None
+    process = DecoderProcess(timeout_s=cfg.decoder_timeout_s)
+    with closing(process), progress_bar("samples") as bar:
+        task = bar.add_task("validating", total=len(shards))
+        findings = validate(
+            shards,
+            decode=cfg.decode,
+            process=process,
+            captions=cfg.captions,
+            num_frames=cfg.num_frames,
+            seed=cfg.seed,
+            on_sample=lambda: bar.advance(task),
+        )
+    complaint = complaints(findings, wrong or {}, cfg.budget, allowed)
+    facts = {
+        "shards": cfg.shards,
+        "manifest_hash": shards.manifest_hash,
+        "usable": not complaint,
+        "budget": cfg.budget,
+        **findings.to_json(),
+        "hash_mismatches": wrong,
+    }
+    if output is not None:
+        output.write_text(json.dumps(facts, indent=1) + "\n")
+    console = Console()
+    console.print(tabulated(facts))
+    if complaint:
+        sys.exit(f"{cfg.shards}: should not be trained on: {complaint}")
+    line = f"{cfg.shards}: can be trained on; {findings.decoded} of {findings.samples} samples were decoded"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()

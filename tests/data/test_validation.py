@@ -1,0 +1,162 @@
+"""Exact: one sample of each fault, and what is counted of it."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from ivt2.data.isolation import DecoderProcess
+from ivt2.data.shards import ShardSet
+from ivt2.data.synthetic_shards import write_synthetic
+from ivt2.data.validation import choose_samples, validate
+from ivt2.errors import InputError
+from tests.data.clips import encode, image_bytes, picture, tone, wav
+
+CLIP = encode(num_frames=5, height=32, width=32)  # 0.2 s
+LINK = object()
+
+
+@pytest.fixture(scope="module")
+def process():
+    process = DecoderProcess()
+    yield process
+    process.close()
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            data = json.dumps(content).encode() if isinstance(content, dict) else content
+            if content is LINK:
+                info.type, info.linkname, data = tarfile.SYMTYPE, "elsewhere", b""
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+SAMPLES = {
+    "good": {"mp4": CLIP, "json": {"caption": "a dog", "captions": ["un chien à côté"]}},
+    "sound": {"wav": wav(tone(0.5)), "txt": b"a tone"},
+    "image": {"jpg": image_bytes(picture(0), "JPEG"), "txt": "一只狗".encode()},
+    "late": {"mp4": CLIP, "json": {"caption": "dog", "start_s": 0.1, "end_s": 9.0}},
+    "rounded": {"mp4": CLIP, "json": {"caption": "dog", "end_s": 1.0}},
+    "broken_json": {"mp4": CLIP, "json": b"{"},
+    "label": {"mp4": CLIP, "json": {"label": "running"}},
+    "blank": {"mp4": CLIP, "txt": b" "},
+    "dots": {"mp4": CLIP, "txt": b"..."},
+    "number": {"mp4": CLIP, "json": {"caption": 5}},
+    "latin": {"mp4": CLIP, "txt": b"\xe9"},
+    "no_text": {"mp4": CLIP},
+    "no_media": {"txt": b"a dog"},
+    "backwards": {"mp4": CLIP, "json": {"caption": "a dog", "start_s": 3, "end_s": 2}},
+    "behind": {"mp4": CLIP, "json": {"caption": "a dog", "start_s": 5.0}},
+    "cut": {"mp4": CLIP[: len(CLIP) // 2], "txt": b"a dog"},
+    "page": {"mp4": b"<html>" * 50, "txt": b"a dog"},
+    "noise": {"wav": b"noise" * 50, "txt": b"a tone"},
+    "drawing": {"jpg": b"noise" * 50, "txt": b"a dog"},
+    "link": {"mp4": LINK, "txt": b"a dog"},
+}
+IN_TEXT = {
+    "duplicate_key": 1,
+    "json_invalid": 1,
+    "media_missing": 1,
+    "member_refused": 1,
+    "segment_invalid": 1,
+    "text_empty": 2,
+    "text_invalid_utf8": 1,
+    "text_missing": 2,
+    "text_not_a_string": 1,
+}
+IN_MEDIA = {"not_audio": 1, "not_image": 1, "not_video": 1, "segment_outside": 1, "truncated": 1}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faulty")
+    first = [(f"{key}.{kind}", content) for key, members in SAMPLES.items() for kind, content in members.items()]
+    write_tar(folder / "a.tar", first)
+    again = [("good.mp4", CLIP), ("good.txt", b"the same key"), ("twice.mp4", CLIP), ("twice.mp4", CLIP)]
+    write_tar(folder / "b.tar", again)
+    return ShardSet.open(folder)
+
+
+def test_each_fault_is_counted_once_under_its_reason(faulty, process):
+    findings = validate(faulty, decode=1.0, process=process)
+    facts = findings.to_json()
+    assert findings.in_text == IN_TEXT
+    assert findings.in_media == IN_MEDIA
+    assert facts["samples"] == 22
+    assert facts["decoding"] == {"chosen": 22, "decoded": 6, "failed": 5}
+    assert facts["unusable"]["found"] == facts["unusable"]["estimated"] == 16
+    assert facts["unusable"]["reasons"] == {**IN_TEXT, **IN_MEDIA}
+    assert facts["unusable"]["examples"]["text_empty"] == ["blank", "dots"]
+    assert facts["duplicate_keys"] == {"good": 2, "twice": 2}
+    assert facts["missing_pairs"] == {"media_without_text": 1, "text_without_media": 1}
+    assert facts["bad_times"] == {"segment_invalid": 1, "segment_outside": 1, "ends_after_clip": 1}
+    assert facts["types"] == {"jpg": 2, "json": 8, "mp4": 15, "txt": 11, "wav": 2}
+    lengths = [5, 15, 6, 3, 3, 3, 5, 5, 5, 6, 5, 12]  # good, sound, image, late, rounded, behind, cut to drawing, good
+    assert facts["captions"] == {
+        "count": 12,
+        "empty": 2,
+        "per_sample": {"min": 1, "median": 1, "p95": 1.5, "max": 2},
+        "characters": {"min": 3, "median": 5, "p95": round(float(np.percentile(lengths, 95)), 3), "max": 15},
+        "share_not_ascii": 0.1667,
+    }
+    assert facts["duration_s"] == {"total": 1.3, "min": 0.2, "median": 0.2, "p95": 0.44, "max": 0.5}
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_text_of_a_sample_is_read_without_its_media(faulty):
+    assert faulty.read(0, ("json", "txt")).members.keys() == {"json"}
+    assert faulty.read(0, ()).members == {}
+    assert faulty.read(0).members.keys() == {"json", "mp4"}
+
+
+def test_a_share_of_the_media_is_decoded_and_its_failures_stand_for_all(faulty, process):
+    findings = validate(faulty, decode=0.5, process=process, seed=3)
+    tried = findings.decoded + findings.in_media.total()
+    assert findings.chosen == 11
+    assert findings.in_text == IN_TEXT
+    assert 0 < tried < 11
+    assert findings.unusable == pytest.approx(11 + findings.in_media.total() / tried * 11)
+    assert validate(faulty, decode=0.5, process=process, seed=3).to_json() == findings.to_json()
+
+
+def test_nothing_is_decoded_and_captions_may_be_absent(faulty, process):
+    findings = validate(faulty, decode=0, process=process, captions=False)
+    assert findings.in_text == {reason: count for reason, count in IN_TEXT.items() if reason != "text_missing"}
+    assert findings.chosen == findings.decoded == findings.in_media.total() == 0
+    assert findings.unusable == 9
+    assert findings.to_json()["duration_s"]["median"] is None
+
+
+def test_the_clean_embedded_set_has_no_fault(tmp_path, process):
+    write_synthetic(tmp_path, split="val", num_clips=6, seed=0, samples_per_shard=4, num_processes=1)
+    calls = []
+    findings = validate(ShardSet.open(tmp_path), decode=1.0, process=process, on_sample=lambda: calls.append(1))
+    assert findings.decoded == len(calls) == 6
+    assert findings.reasons == {}
+    assert findings.unusable == findings.late_ends == 0
+    assert findings.types["mp4"] == findings.types["json"] == 6
+
+
+def test_more_samples_include_the_fewer():
+    few, more = choose_samples(100, 0.07, seed=1), choose_samples(100, 30, seed=1)
+    assert (few.sum(), more.sum()) == (7, 30)
+    assert not (few & ~more).any()
+    assert (choose_samples(100, 30, seed=2) != more).any()
+    assert choose_samples(10, 0.01, seed=0).sum() == 1
+    assert choose_samples(10, 50, seed=0).all()
+
+
+@pytest.mark.parametrize("decode", [-1, -0.1, 1.5])
+def test_what_is_no_share_and_no_count_is_refused(decode):
+    with pytest.raises(InputError, match=f"decode={decode}: give a share"):
+        choose_samples(10, decode, seed=0)
+
+
+def test_at_least_one_frame(faulty, process):
+    with pytest.raises(InputError, match="num_frames=0"):
+        validate(faulty, decode=0, process=process, num_frames=0)
