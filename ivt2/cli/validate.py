@@ -87,9 +87,10 @@ def complaints(findings: "Findings", wrong: dict[str, str], budget: float | int,
     found = []
     if findings.unusable > allowed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in findings.reasons.items())
-        about = "" if findings.unusable == sum(findings.reasons.values()) else "about "
+        exact = findings.unusable == sum(findings.reasons.values())
+        unusable = f"{findings.unusable:.0f}" if exact else f"about {findings.unusable:.1f}"
         found.append(
-            f"{about}{findings.unusable:.0f} of {findings.samples} samples cannot be used (found: {reasons}), "
+            f"{unusable} of {findings.samples} samples cannot be used (found: {reasons}), "
             f"budget={budget} allows {allowed}: repair or remove these samples, or raise budget"
         )
     if wrong:
@@ -127,10 +128,9 @@ def tabulated(facts: dict[str, Any]) -> "Table":
             for part, number in spread.items():
                 rows.add_row(f"{section}: {name} {part}".strip(), "-" if number is None else f"{number:g}")
     rows.add_section()
-    for name, problem in (facts["hash_mismatches"] or {}).items():
-        rows.add_row("hash mismatch", "", Text(f"{name} {problem}"))
-    if facts["hash_mismatches"] is None:
-        rows.add_row("hash mismatches", "-", "not asked for (hashes=true)")
+    wrong = facts["hash_mismatches"]
+    listed = [f"{name}: {problem}" for name, problem in list((wrong or {}).items())[:3]]
+    rows.add_row("hash mismatches", "not compared" if wrong is None else str(len(wrong)), Text("\n".join(listed)))
     return rows
 
 

@@ -1,9 +1,13 @@
 import json
+import subprocess
+import sys
+from collections import Counter
 
 import pytest
 
 from ivt2.cli import validate
 from ivt2.data.shards import ShardWriter
+from ivt2.data.validation import Findings
 from tests.data.clips import encode
 from tests.programs import run_main
 
@@ -39,6 +43,7 @@ def test_a_set_within_the_budget_can_be_trained_on(check, clips, tmp_path):
     assert out.splitlines()[-1] == "clips: can be trained on; 3 of 4 samples were decoded"
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     assert ["unusable:", "not_video", "1", "clip2"] in rows
+    assert ["hash", "mismatches", "0"] in rows
     assert "4/4" in err
     assert "2/2" in err
     text = (tmp_path / "out" / "validation.json").read_text()
@@ -58,6 +63,14 @@ def test_beyond_the_budget_it_says_why_in_one_line(check, clips, tmp_path):
         "repair or remove these samples, or raise budget"
     )
     assert not json.loads((tmp_path / "validation.json").read_text())["usable"]
+
+
+def test_an_estimate_is_said_to_be_one():
+    findings = Findings(samples=20, chosen=8, decoded=7, in_text=Counter(text_empty=2), in_media=Counter(corrupt=1))
+    assert validate.complaints(findings, {}, 4, 4).startswith(
+        "about 4.2 of 20 samples cannot be used (found: 1 corrupt, 2 text_empty), budget=4 allows 4"
+    )
+    assert validate.complaints(findings, {}, 5, 5) == ""
 
 
 def test_a_changed_shard_fails_whatever_the_budget(check, clips):
@@ -93,9 +106,6 @@ def test_mistakes_are_one_line(check, clips, changed, expected):
 
 
 def test_the_process_ends_with_status_1_and_the_line_on_stderr(clips):
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "ivt2.cli.validate", "shards=clips", "decode=1.0"]
     done = subprocess.run(command, cwd=clips.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 1
