@@ -50,7 +50,7 @@ def load_trained(folder: Path) -> Stage2Model:
     path = folder / CONFIG
     entries = FORMAT.entries(folder)
     if CONFIG not in entries:
-        raise InputError(f"{path}: missing, so the network is unknown; fill your own with ivt2.checkpoint.load_weights")
+        raise InputError(f"{path}: missing, so the network is unknown; {_OWN}")
     FORMAT.verify_file(path, entries[CONFIG])
     node = FORMAT.read_json(path)
     for key in ("module", "model"):
