@@ -28,9 +28,11 @@ class Skipped(NamedTuple):
     source: str
     key: str
     reason: str
+    shard: str = ""
+    """File that the sample lies in; empty where it is not in a shard."""
 
 
-class VideoTextBatch(TypedDict):
+class MediaTextBatch(TypedDict):
     """One training step of clips with one caption each, all of one source."""
 
     video: UInt8[Tensor, "B T C H W"]

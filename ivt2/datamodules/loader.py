@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ivt2.batch import RetrievalBatch, Skipped, VideoTextBatch
+from ivt2.batch import RetrievalBatch, Skipped, MediaTextBatch
 from ivt2.data.clips import Clip, ClipReader, choose_caption
 from ivt2.data.ledger import Ledger, SampleError
 from ivt2.data.mixing import Mixture, Step
 from ivt2.data.order import rank_slice
+from ivt2.data.shards import ShardSet
 from ivt2.errors import InputError
 from ivt2.ops.random import derive_seed
 
 Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]
-_Batch = TypeVar("_Batch", VideoTextBatch, RetrievalBatch)
+_Batch = TypeVar("_Batch", MediaTextBatch, RetrievalBatch)
 
 
 class LoaderState(TypedDict):
@@ -45,7 +46,7 @@ class _Batches(Dataset[_Batch]):
             reader.close()
 
 
-class TrainBatches(_Batches[VideoTextBatch]):
+class TrainBatches(_Batches[MediaTextBatch]):
     """Training batches by step.
 
     Args:
@@ -71,7 +72,7 @@ class TrainBatches(_Batches[VideoTextBatch]):
         sizes = [len(reader.shards) for reader in self.readers]
         self._first_id = [sum(sizes[:source]) for source in range(len(sizes))]
 
-    def __getitem__(self, step: Step) -> VideoTextBatch:
+    def __getitem__(self, step: Step) -> MediaTextBatch:
         """Make the batch of one step, of this rank's samples."""
         reader, source = self.readers[step.source], self.names[step.source]
         reader.shards.prefetch(step.ahead)
@@ -83,7 +84,7 @@ class TrainBatches(_Batches[VideoTextBatch]):
             try:
                 clip = reader.read(index, generator)
             except SampleError as error:
-                skipped.append(Skipped(source, reader.shards.key(index), error.reason))
+                skipped.append(_skipped(source, reader.shards, index, error.reason))
                 continue
             clips.append(clip)
             texts.append(choose_caption(clip, self.captions, generator))
@@ -130,7 +131,7 @@ class EvalBatches(_Batches[RetrievalBatch]):
             try:
                 clips.append(self.reader.read(index, np.random.default_rng(derive_seed(index))))
             except SampleError as error:
-                skipped.append(Skipped(self.source, shards.key(index), error.reason))
+                skipped.append(_skipped(self.source, shards, index, error.reason))
             else:
                 kept.append(index)
         input_ids, valid = _tokenized(self.tokenizer, [text for clip in clips for text in clip.text[:limit]])
@@ -184,7 +185,7 @@ class _Loader(Generic[_Batch]):
             self.ledger.add(skipped)
 
 
-class TrainLoader(_Loader[VideoTextBatch]):
+class TrainLoader(_Loader[MediaTextBatch]):
     """Training batches of one rank, from wherever training stands to the end of the epoch.
 
     Args:
@@ -234,7 +235,7 @@ class TrainLoader(_Loader[VideoTextBatch]):
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
 
-    def __iter__(self) -> Iterator[VideoTextBatch]:
+    def __iter__(self) -> Iterator[MediaTextBatch]:
         """Yield the batches up to the next multiple of ``steps_per_iteration``."""
         end = (self.position // self.steps_per_iteration + 1) * self.steps_per_iteration
         for batch in self._batches(map(self._step, range(self.position, end))):
@@ -308,6 +309,10 @@ class EvalLoader(_Loader[RetrievalBatch]):
         begin = number * self.global_batch_size
         whole = range(begin, min(begin + self.global_batch_size, self.num_samples))
         return rank_slice(whole, self.rank, self.world)
+
+
+def _skipped(source: str, shards: ShardSet, index: int, reason: str) -> Skipped:
+    return Skipped(source, shards.key(index), reason, shards.names[shards.shard_of(index)])
 
 
 def _tokenized(tokenizer: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:

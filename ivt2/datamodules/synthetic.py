@@ -12,10 +12,10 @@ from ivt2.data.synthetic import SPLITS, VOCABULARY_FILE, Split
 from ivt2.data.synthetic_shards import write_synthetic
 from ivt2.data.tokenizer import WordPieceTokenizer
 from ivt2.data.transforms import Transform
-from ivt2.datamodules.video_text import VideoTextDataModule
+from ivt2.datamodules.media_text import MediaTextDataModule
 
 
-class SyntheticDataModule(VideoTextDataModule):
+class SyntheticDataModule(MediaTextDataModule):
     """Writes the embedded dataset where it is not there yet and streams it like any other shards.
 
     Fits on the ``train`` split, validates on ``val`` and tests on ``test``; a combination of attributes occurs in one

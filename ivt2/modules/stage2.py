@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ivt2.batch import RetrievalBatch, TextDataModule, VideoTextBatch, Vocabulary
+from ivt2.batch import RetrievalBatch, TextDataModule, MediaTextBatch, Vocabulary
 from ivt2.errors import InputError
 from ivt2.losses.contrastive import contrastive_loss
 from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
@@ -42,7 +42,7 @@ class Stream(IntEnum):
 class EncodedBatch(NamedTuple):
     """A batch after both encoders."""
 
-    batch: VideoTextBatch
+    batch: MediaTextBatch
     vision_tokens: Tensor
     """[B, 1+Nv, D_v]"""
     visual: Tensor
@@ -55,7 +55,7 @@ class EncodedBatch(NamedTuple):
 
 
 class Stage2Module(LightningModule):
-    """Trains a :class:`Stage2Model` on :class:`VideoTextBatch`, evaluates zero-shot retrieval on `RetrievalBatch`.
+    """Trains a :class:`Stage2Model` on :class:`MediaTextBatch`, evaluates zero-shot retrieval on `RetrievalBatch`.
 
     Args:
         model: the network.
@@ -129,11 +129,11 @@ class Stage2Module(LightningModule):
                 methods=self.model.ENTRY_POINTS,
             )
 
-    def on_train_batch_start(self, batch: VideoTextBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: MediaTextBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Keep the temperature in range."""
         self.model.clamp_temperature()
 
-    def training_step(self, batch: VideoTextBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: MediaTextBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Weighted sum of the named terms."""
         encoded = self.encode(batch)
         losses = {term: self._losses[term](encoded) for term in self.terms}
@@ -144,7 +144,7 @@ class Stage2Module(LightningModule):
         self.log("train/loss", loss.detach(), batch_size=size, sync_dist=True, prog_bar=True)
         return loss
 
-    def encode(self, batch: VideoTextBatch) -> EncodedBatch:
+    def encode(self, batch: MediaTextBatch) -> EncodedBatch:
         """Encode clips, of which most tokens are hidden, and captions."""
         self.last_masked = self._draw_mask(batch)
         encoded = self.model.encode_video(batch["video"], self.last_masked)
@@ -152,7 +152,7 @@ class Stage2Module(LightningModule):
         visual, textual = self.model.embed_video(encoded), self.model.embed_text(text)
         return EncodedBatch(batch, encoded.tokens, visual, text, textual, self.model.read_temperature())
 
-    def _draw_mask(self, batch: VideoTextBatch) -> Tensor | None:
+    def _draw_mask(self, batch: MediaTextBatch) -> Tensor | None:
         encoder = self.model.vision_encoder
         num_frames = batch["video"].shape[1]
         ratio = self.mask_ratio.get("video" if num_frames > 1 else "image", 0.0)

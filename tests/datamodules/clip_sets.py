@@ -8,7 +8,7 @@ import torch
 from ivt2.batch import Vocabulary
 from ivt2.data.shards import ShardWriter
 from ivt2.data.transforms import RandomResizedCrop, Resize
-from ivt2.datamodules.video_text import VideoTextDataModule
+from ivt2.datamodules.media_text import MediaTextDataModule
 from tests.data.clips import encode, encode_audio
 
 
@@ -78,4 +78,4 @@ def datamodule(train=None, val=None, **changed):
         "budget": 100,
         "isolate": False,
     }
-    return VideoTextDataModule(**{**arguments, **changed})
+    return MediaTextDataModule(**{**arguments, **changed})

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow  # importing Lightning, building a model for each 
 
 SMALL = [
     "experiment=stage2_tiny",
-    "datamodule=video_text",
+    "datamodule=media_text",
     "logger=none",
     "paths.run_dir=run",
     "callbacks.figures=null",

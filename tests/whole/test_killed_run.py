@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.dist, pytest.mark.timeout(600)]
 RUN = [
     str(ROOT / "train.py"),
     "experiment=stage2_tiny",
-    "datamodule=video_text",
+    "datamodule=media_text",
     "logger=csv",
     "paths.run_dir=run",
     "run=[fit]",

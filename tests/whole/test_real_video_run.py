@@ -53,7 +53,7 @@ def test_a_model_learns_twelve_recordings_by_heart(tmp_path):
     assert packed.returncode == 0, packed.stderr
     assert "12 samples in 3 shards" in packed.stdout.replace("\n", " ")
     shards = [f"+datamodule.train.clips={tmp_path / 'clips'}", f"+datamodule.val.clips={tmp_path / 'clips'}"]
-    line = [str(ROOT / "train.py"), "experiment=stage2_tiny", "datamodule=video_text", "paths.run_dir=run"]
+    line = [str(ROOT / "train.py"), "experiment=stage2_tiny", "datamodule=media_text", "paths.run_dir=run"]
     trained = start(tmp_path, *line, *shards, *OVERFIT)
     assert trained.returncode == 0, trained.stderr
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from ivt2.batch import RetrievalBatch, VideoTextBatch
+from ivt2.batch import RetrievalBatch, MediaTextBatch
 from ivt2.data.sampling import dense_random, uniform
 from ivt2.data.transforms import Resize
 from ivt2.errors import InputError
@@ -39,7 +39,7 @@ def same(first, second):
 def test_a_training_batch_is_what_the_contract_says(sources):
     module = ready(sources)
     batch = next(iter(module.train_dataloader()))
-    assert batch.keys() == VideoTextBatch.__annotations__.keys()
+    assert batch.keys() == MediaTextBatch.__annotations__.keys()
     assert batch["video"].shape == (4, 2, 3, 16, 16)
     assert batch["video"].dtype == torch.uint8
     assert batch["source"] in sources

@@ -41,7 +41,7 @@ class _State(TypedDict):
     ledger: dict[str, Any]
 
 
-class VideoTextDataModule(pl.LightningDataModule):
+class MediaTextDataModule(pl.LightningDataModule):
     """Reads shards of clips and captions.
 
     Training goes through ``train`` in an order that depends on the seed alone and resumes exactly at any step, with
