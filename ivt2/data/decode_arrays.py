@@ -5,6 +5,7 @@ A decoder process (``ivt2/data/isolation.py``) imports this and nothing larger.
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -73,14 +74,8 @@ def read_video(
     by_time: bool,
 ) -> VideoArrays:
     """Decode the frames that ``choose`` asks for; arguments and errors are those of ``decode.decode_video``."""
-    limits.check_bytes(data)
-    container = sniff(data)
-    if container is None or container not in VIDEO_CONTAINERS:
-        raise DecodeError("not_video", f"{len(data)} bytes that are no known video container")
-    check_complete(data, container)
-    with decode_pyav.open_container(data, container) as opened:
-        index = decode_pyav.read_index(opened, container, limits)
-        first, last = _window(index, start_s, end_s)
+    with open_video(data, limits) as (opened, index):
+        first, last = window(index, start_s, end_s)
         chosen = check_numbers(choose(last - first, index.fps), last - first)
         if by_time:
             chosen = _shown_at(index.times_s[first:last], chosen, 1.0 / index.fps)
@@ -96,8 +91,28 @@ def read_video(
     return VideoArrays(pixels, last - first, index.fps, duration_s)
 
 
-def _window(index: decode_pyav.VideoIndex, start_s: float | None, end_s: float | None) -> tuple[int, int]:
-    """Return the numbers of the first frame within a time span and of the first behind it."""
+@contextmanager
+def open_video(data: bytes, limits: Limits) -> "Iterator[tuple[InputContainer, decode_pyav.VideoIndex]]":
+    """Open a video and read its index; what may not be decoded is refused.
+
+    Raises:
+        DecodeError: The bytes are no whole video, or exceed ``limits``.
+    """
+    limits.check_bytes(data)
+    container = sniff(data)
+    if container is None or container not in VIDEO_CONTAINERS:
+        raise DecodeError("not_video", f"{len(data)} bytes that are no known video container")
+    check_complete(data, container)
+    with decode_pyav.open_container(data, container) as opened:
+        yield opened, decode_pyav.read_index(opened, container, limits)
+
+
+def window(index: decode_pyav.VideoIndex, start_s: float | None, end_s: float | None) -> tuple[int, int]:
+    """Return the numbers of the first frame within a time span and of the first behind it.
+
+    Raises:
+        DecodeError: ``empty`` if no frame is shown then.
+    """
     slack_s = 1e-6  # a frame shown at the very second that an annotation names belongs to it
     first = 0 if start_s is None else int(np.searchsorted(index.times_s, start_s - slack_s))
     last = index.num_frames if end_s is None else int(np.searchsorted(index.times_s, end_s - slack_s))

@@ -229,10 +229,16 @@ def decode_frames(data: bytes, opened: "InputContainer", index: VideoIndex, want
         DecodeError: ``truncated`` if the stream ends before a wanted frame, ``corrupt`` if the decoder reports damage
             anywhere between the key frame and the wanted frame.
     """
+    return _collect(coded_frames(data, opened, index, wanted), index, len(wanted))
+
+
+def coded_frames(data: bytes, opened: "InputContainer", index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
+    """Yield frames as they come from the decoder, not turned; arguments and errors are those of ``decode_frames``."""
     if index.timestamps is not None and index.keys and index.keys[0] <= index.timestamps[wanted[0]]:
-        return _collect(_seek_frames(opened, index, wanted), index, len(wanted))
+        yield from _seek_frames(opened, index, wanted)
+        return
     with open_container(data, index.container) as again:
-        return _collect(_sequential_frames(again, index, wanted), index, len(wanted))
+        yield from _sequential_frames(again, index, wanted)
 
 
 def _prepare(stream: Any) -> None:
