@@ -1,7 +1,7 @@
 """Accounts of the samples that could not be used: nothing is dropped silently, and a budget says how much may be."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -11,7 +11,10 @@ from ivt2.batch import Skipped
 from ivt2.errors import InputError
 
 _MAX_OFFENDERS = 1000
-"""Keys whose counts are kept; later ones only enter the counts by reason."""
+"""Samples whose counts are kept; later ones only enter the counts by reason."""
+
+_OTHERS = "default"
+"""Name of the budget of all reasons that have none of their own."""
 
 
 class SampleError(Exception):
@@ -32,19 +35,27 @@ class Ledger:
     A sample that is broken counts each time an epoch comes across it, so skipped + used = seen at any moment.
 
     Args:
-        budget: samples that may be skipped: an int is a count, a float a ratio in [0, 1] of the samples seen.
+        budget: samples that may be skipped: an int is a count, a float a ratio in [0, 1] of the samples seen. A mapping
+            gives single reasons a budget of their own, and ``default`` to all other reasons together.
         num_samples: a ratio is taken of at least so many samples, so that one early failure does not stop a run.
+
+    Raises:
+        InputError: when a budget is out of range or a mapping has no ``default``.
     """
 
-    def __init__(self, budget: float | int, *, num_samples: int = 0) -> None:
-        is_ratio = isinstance(budget, float)
-        if budget < 0 or (is_ratio and budget > 1):
-            raise InputError(f"budget={budget}: give a ratio in [0, 1] as a float or a count of samples as an int")
+    def __init__(self, budget: float | int | Mapping[str, float | int], *, num_samples: int = 0) -> None:
+        self.budgets = dict(budget) if isinstance(budget, Mapping) else {_OTHERS: budget}
+        if _OTHERS not in self.budgets:
+            raise InputError(f"budget={self.budgets}: add `{_OTHERS}`, the budget of all other reasons")
+        for name, value in self.budgets.items():
+            _check(f"budget.{name}" if isinstance(budget, Mapping) else "budget", value)
         self.budget = budget
         self.num_samples = num_samples
         self.seen = 0
         self.counts: Counter[tuple[str, str]] = Counter()
-        self._offenders: Counter[tuple[str, str]] = Counter()
+        self.listener: Callable[[Skipped], None] | None = None
+        """Called with each sample that is entered, also with the one that breaks the budget."""
+        self._offenders: Counter[tuple[str, str, str]] = Counter()
 
     @property
     def skipped(self) -> int:
@@ -53,10 +64,8 @@ class Ledger:
 
     @property
     def allowed(self) -> int:
-        """How many may be skipped at this point."""
-        if isinstance(self.budget, float):
-            return int(self.budget * max(self.seen, self.num_samples))
-        return self.budget
+        """How many may be skipped at this point, of the reasons without a budget of their own."""
+        return self._allowed(_OTHERS)
 
     def by_reason(self) -> dict[str, int]:
         """Return the counts over all sources, in the order of the reasons' names."""
@@ -69,14 +78,18 @@ class Ledger:
         """Enter one skipped sample.
 
         Raises:
-            InputError: when more are skipped than the budget allows.
+            InputError: when more are skipped than the budget of its reason allows.
         """
         self.counts[skipped.source, skipped.reason] += 1
-        offender = (skipped.source, skipped.key)
+        offender = (skipped.source, skipped.key, skipped.reason)
         if offender in self._offenders or len(self._offenders) < _MAX_OFFENDERS:
             self._offenders[offender] += 1
-        if self.skipped > self.allowed:
-            raise InputError(self._complaint())
+        if self.listener is not None:
+            self.listener(skipped)
+        name = self._budget_of(skipped.reason)
+        reasons = {reason: count for reason, count in self.by_reason().items() if self._budget_of(reason) == name}
+        if sum(reasons.values()) > self._allowed(name):
+            raise InputError(self._complaint(name, reasons))
 
     def add_seen(self, num_samples: int) -> None:
         """Count samples that were offered, used or not; call it before their failures are entered."""
@@ -94,21 +107,31 @@ class Ledger:
         """Go on from the counts of ``state_dict``; the budget is the one given now."""
         self.seen = int(state["seen"])
         self.counts = Counter({(source, reason): count for source, reason, count in state["counts"]})
-        self._offenders = Counter({(source, key): count for source, key, count in state["offenders"]})
+        self._offenders = Counter({tuple(names): count for *names, count in state["offenders"]})
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add what another ledger's ``state_dict`` has counted, such as that of another rank."""
         self.seen += int(state["seen"])
         self.counts.update({(source, reason): count for source, reason, count in state["counts"]})
-        self._offenders.update({(source, key): count for source, key, count in state["offenders"]})
+        self._offenders.update({tuple(names): count for *names, count in state["offenders"]})
 
-    def _complaint(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.by_reason().items())
-        worst = sorted(self._offenders.items(), key=lambda item: (-item[1], item[0]))[:3]
-        keys = ", ".join(f"{source}:{key}" for (source, key), _ in worst)
+    def _budget_of(self, reason: str) -> str:
+        return reason if reason in self.budgets else _OTHERS
+
+    def _allowed(self, name: str) -> int:
+        budget = self.budgets[name]
+        return int(budget * max(self.seen, self.num_samples)) if isinstance(budget, float) else budget
+
+    def _complaint(self, name: str, reasons: Mapping[str, int]) -> str:
+        offenders = [(item, count) for item, count in self._offenders.items() if item[2] in reasons]
+        worst = sorted(offenders, key=lambda entry: (-entry[1], entry[0]))[:3]
+        keys = ", ".join(f"{source}:{key}" for (source, key, _), _ in worst)
+        budget = f"budget.{name}" if isinstance(self.budget, Mapping) else "budget"
         return (
-            f"{self.skipped} of {self.seen} samples cannot be used ({reasons}), for example {keys}; "
-            f"budget={self.budget} allows {self.allowed}: repair or remove these samples, or raise budget"
+            f"{sum(reasons.values())} of {self.seen} samples cannot be used "
+            f"({', '.join(f'{count} {reason}' for reason, count in reasons.items())}), for example {keys}; "
+            f"{budget}={self.budgets[name]} allows {self._allowed(name)}: repair or remove these samples, "
+            f"or raise {budget}"
         )
 
 
@@ -120,3 +143,10 @@ def table(ledger: Ledger) -> Table:
     for (source, reason), count in sorted(ledger.counts.items()):
         rows.add_row(Text(source), Text(reason), str(count))
     return rows
+
+
+def _check(name: str, budget: Any) -> None:
+    """Refuse what is neither a count nor a ratio."""
+    is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if not is_number or not 0 <= budget <= (1 if isinstance(budget, float) else budget):  # also refuses nan
+        raise InputError(f"{name}={budget}: give a ratio in [0, 1] as a float or a count of samples as an int")

@@ -71,7 +71,8 @@ class MediaTextDataModule(pl.LightningDataModule):
             one sample (``decoder_crashed``, ``decoder_timeout``); without it the run ends.
         decoder_timeout_s: seconds that one sample may take, if isolated.
         trim: choose frames only within the annotated segment of the clip.
-        budget: samples of each rank that may be unusable: a count (int) or a ratio in [0, 1] (float).
+        budget: samples of each rank that may be unusable: a count (int) or a ratio in [0, 1] (float), or one for each
+            reason that has its own and ``default`` for the others together.
         num_streams: canonical streams of the sample order.
         shuffle_buffer: samples of a stream that are shuffled together.
     """
@@ -99,7 +100,7 @@ class MediaTextDataModule(pl.LightningDataModule):
         isolate: bool = True,
         decoder_timeout_s: float = 60.0,
         trim: bool = False,
-        budget: float | int = 0.05,
+        budget: float | int | Mapping[str, float | int] = 0.05,
         num_streams: int = 64,
         shuffle_buffer: int = 4096,
     ) -> None:

@@ -48,10 +48,17 @@ def test_no_budget_allows_nothing(budget):
         fill(Ledger(budget, num_samples=1000), ("a", "x", "empty"), seen=50)
 
 
-@pytest.mark.parametrize("budget", [-1, -0.1, 1.5])
+@pytest.mark.parametrize("budget", [-1, -0.1, 1.5, float("nan"), "5%", True, None])
 def test_budgets_out_of_range(budget):
-    with pytest.raises(InputError, match="budget"):
+    with pytest.raises(InputError, match=r"^budget=.*: give a ratio"):
         Ledger(budget)
+    with pytest.raises(InputError, match=r"^budget\.empty=.*: give a ratio"):
+        Ledger({"default": 0.1, "empty": budget})
+
+
+def test_budgets_of_reasons_need_one_for_the_others():
+    with pytest.raises(InputError, match="add `default`, the budget of all other reasons"):
+        Ledger({"text_empty": 0.5})
 
 
 def test_state_goes_through_json_and_adds_up():
@@ -71,3 +78,30 @@ def test_memory_is_bounded_though_every_count_is_kept():
     fill(ledger, *(("a", str(number), "empty") for number in range(5000)), seen=5000)
     assert ledger.skipped == 5000
     assert len(ledger.state_dict()["offenders"]) == 1000
+
+
+def test_a_reason_with_a_budget_of_its_own_is_counted_apart():
+    ledger = Ledger({"default": 1, "text_empty": 0.5, "corrupt": 2}, num_samples=8)
+    fill(ledger, *[("a", f"t{n}", "text_empty") for n in range(4)], ("a", "c1", "corrupt"), ("a", "c1", "corrupt"))
+    fill(ledger, ("b", "x", "too_long"), seen=8)
+    assert ledger.allowed == 1
+    with pytest.raises(InputError) as others:
+        fill(ledger, ("b", "y", "truncated"))
+    assert str(others.value) == (
+        "2 of 8 samples cannot be used (1 too_long, 1 truncated), for example b:x, b:y; budget.default=1 allows 1: "
+        "repair or remove these samples, or raise budget.default"
+    )
+    with pytest.raises(InputError, match=r"5 of 8 .* \(5 text_empty\), for example a:t0, .* budget.text_empty=0.5 all"):
+        fill(ledger, ("a", "t9", "text_empty"))
+    with pytest.raises(InputError, match=r"\(3 corrupt\), for example a:c1, b:z; budget.corrupt=2 allows 2: "):
+        fill(ledger, ("b", "z", "corrupt"))
+    assert ledger.skipped == 10
+
+
+def test_a_listener_hears_of_every_sample_also_of_the_last():
+    heard, ledger = [], Ledger({"default": 0, "empty": 1})
+    ledger.listener = heard.append
+    fill(ledger, ("a", "x", "empty"))
+    with pytest.raises(InputError):
+        fill(ledger, ("a", "y", "corrupt"))
+    assert heard == [Skipped("a", "x", "empty"), Skipped("a", "y", "corrupt")]
