@@ -10,10 +10,11 @@ training, of validation or of test may show it. Everything is a pure function of
 import hashlib
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
@@ -27,6 +28,7 @@ Motion = Literal["left", "right", "up", "down", "grow", "shrink"]
 Relation = Literal["above", "below", "left of", "right of"]
 Tone = Literal["low", "middle", "high"]
 Facts: TypeAlias = dict[str, object]
+_Words = TypeVar("_Words")
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 COLOURS: tuple[Colour, ...] = get_args(Colour)
@@ -59,7 +61,7 @@ INVERSE: dict[Relation, Relation] = {
     "left of": "right of",
     "right of": "left of",
 }
-_SAID: dict[Motion, tuple[str, str]] = {
+SAID_OF_MOTION: dict[Motion, tuple[str, str]] = {
     "left": ("moves left", "slides leftwards"),
     "right": ("moves right", "slides rightwards"),
     "up": ("moves up", "rises"),
@@ -67,6 +69,7 @@ _SAID: dict[Motion, tuple[str, str]] = {
     "grow": ("grows", "expands"),
     "shrink": ("shrinks", "contracts"),
 }
+"""The plain words for a motion and a paraphrase."""
 _SPLIT_OF_PART: dict[int, Split] = {0: "test", 1: "val"}
 _SIZE_SAID: dict[Size, str] = {"small": "little", "big": "large"}
 
@@ -86,8 +89,7 @@ class Combination(NamedTuple):
     @property
     def split(self) -> Split:
         """The only split whose clips may show this combination; the same for every seed."""
-        digest = hashlib.blake2b("/".join(self).encode(), digest_size=8).digest()
-        return _SPLIT_OF_PART.get(int.from_bytes(digest, "little") % NUM_PARTS, "train")
+        return split_of(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,12 @@ class Scene:
         }
 
 
+def split_of(words: Iterable[str]) -> Split:
+    """Return the only split that may hold what these words describe, whatever the seed."""
+    digest = hashlib.blake2b("/".join(words).encode(), digest_size=8).digest()
+    return _SPLIT_OF_PART.get(int.from_bytes(digest, "little") % NUM_PARTS, "train")
+
+
 @cache
 def combinations(split: Split) -> tuple[Combination, ...]:
     """Return every combination of a split, always in the same order.
@@ -189,21 +197,39 @@ def make_scenes(split: Split, num: int, seed: int) -> list[Scene]:
     Raises:
         InputError: when validation or test has fewer combinations than asked for.
     """
-    eligible = combinations(split)
+    return [
+        _scene(combination, split, seed, index)
+        for index, combination in enumerate(draw_words(combinations(split), "order", split=split, num=num, seed=seed))
+    ]
+
+
+def draw_words(eligible: Sequence[_Words], name: str, *, split: Split, num: int, seed: int) -> list[_Words]:
+    """Draw word combinations without replacement; training starts over once all were drawn.
+
+    Args:
+        eligible: those of the split, in a fixed order.
+        name: of what is drawn; other names give other orders.
+        split: which one it is.
+        num: how many.
+        seed: changes the order.
+
+    Raises:
+        InputError: when validation or test has fewer combinations than asked for.
+    """
     if split != "train" and num > len(eligible):
         raise InputError(
             f"num_clips={num}: the {split} split has {len(eligible)} combinations; ask for at most as many"
         )
-    scenes: list[Scene] = []
+    words: list[_Words] = []
     for turn in range(math.ceil(num / len(eligible))):
-        draws = _uniform(len(eligible), "order", split, seed, turn)
-        order = sorted(range(len(eligible)), key=draws.__getitem__)[: num - len(scenes)]
-        scenes += [_scene(eligible[place], split, seed, index) for index, place in enumerate(order, len(scenes))]
-    return scenes
+        draws = uniform(len(eligible), name, split, seed, turn)
+        order = sorted(range(len(eligible)), key=draws.__getitem__)[: num - len(words)]
+        words += [eligible[place] for place in order]
+    return words
 
 
-def _uniform(num: int, *parts: str | int) -> list[float]:
-    """Numbers in [0, 1) that depend on the parts alone (counter-based, the same on every machine)."""
+def uniform(num: int, *parts: str | int) -> list[float]:
+    """Return numbers in [0, 1) that depend on the parts alone (counter-based, the same on every machine)."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=16).digest()
     draws: list[float] = (
         np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(num).tolist()
@@ -222,7 +248,7 @@ def _scene(combination: Combination, split: Split, seed: int, index: int) -> Sce
     The event lies within the middle six eighths of the clip, so the first and the last of four frames taken from the
     middles of equal quarters show its two ends.
     """
-    draws = _uniform(12, "scene", split, seed, index)
+    draws = uniform(12, "scene", split, seed, index)
     num_frames = _between(draws[0], MIN_FRAMES, MAX_FRAMES)
     earliest, latest = math.ceil(num_frames / 8), 7 * num_frames // 8
     length = _between(draws[1], math.ceil(3 * num_frames / 8), 5 * num_frames // 8)
@@ -245,7 +271,7 @@ def _scene(combination: Combination, split: Split, seed: int, index: int) -> Sce
 
 def _captions(words: Combination, tone: Tone) -> tuple[str, ...]:
     """Four sentences with the same content."""
-    plain, other = _SAID[words.motion]
+    plain, other = SAID_OF_MOTION[words.motion]
     thing = f"{words.colour} {words.shape}"
     second = f"{words.second_colour} {words.second_shape}"
     size, other_size = words.size, _SIZE_SAID[words.size]
@@ -268,7 +294,11 @@ def _question(words: Combination, tone: Tone, variant: int) -> tuple[str, tuple[
         (f"what colour is the object {here}?", first_colours, words.colour),
         (f"what shape is the object {here}?", SHAPES, words.shape),
         (f"what size is the {thing}?", SIZES, words.size),
-        (f"what does the {thing} do?", tuple(_SAID[motion][0] for motion in MOTIONS), _SAID[words.motion][0]),
+        (
+            f"what does the {thing} do?",
+            tuple(SAID_OF_MOTION[motion][0] for motion in MOTIONS),
+            SAID_OF_MOTION[words.motion][0],
+        ),
         (f"what colour is the object {there}?", second_colours, words.second_colour),
         (f"what shape is the object {there}?", SHAPES, words.second_shape),
         (f"where is the {thing} as seen from the {second}?", RELATIONS, words.relation),

@@ -48,7 +48,7 @@ _DIRECTION: dict[Relation | Motion, tuple[int, int]] = {
     "shrink": (0, 0),
 }
 _GRID = 4
-_PERIOD = 320
+PERIOD = 320
 """Entries of the table of one period: every tone is a multiple of 16000 / 320 = 50 Hz, so that steps are whole."""
 _RAMP_SAMPLES = 160
 
@@ -118,14 +118,31 @@ def waveform(scene: Scene) -> NDArray[np.int16]:
     """
     words = scene.combination
     hz, weights = TONE_HZ[scene.tone], HARMONICS[words.shape]
-    table = np.array([round(AMPLITUDE[words.size] * _period(step / _PERIOD, weights)) for step in range(_PERIOD)])
+    table = wave_table(AMPLITUDE[words.size], weights)
     per_frame = SAMPLE_RATE_HZ // FPS
     start, end = scene.start_frame * per_frame, scene.end_frame * per_frame
     steps = np.arange(end - start)
-    ramp = np.minimum(np.minimum(steps, steps[::-1]), _RAMP_SAMPLES)
     samples = np.zeros(scene.num_frames * per_frame, dtype=np.int16)
-    samples[start:end] = table[steps * (hz * _PERIOD // SAMPLE_RATE_HZ) % _PERIOD] * ramp // _RAMP_SAMPLES
+    samples[start:end] = ramped(table[steps * (hz * PERIOD // SAMPLE_RATE_HZ) % PERIOD])
     return samples
+
+
+def wave_table(amplitude: int, weights: tuple[float, ...]) -> NDArray[np.int64]:
+    """Return one period of a timbre, ``PERIOD`` samples of it.
+
+    Args:
+        amplitude: of the first harmonic, for 16-bit samples.
+        weights: of the harmonics.
+    """
+    return np.array([round(amplitude * _period(step / PERIOD, weights)) for step in range(PERIOD)])
+
+
+def ramped(samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a tone that starts and ends within 10 ms of silence, so that it does not click."""
+    steps = np.arange(len(samples))
+    ramp = np.minimum(np.minimum(steps, steps[::-1]), _RAMP_SAMPLES)
+    faded: NDArray[np.int64] = samples * ramp // _RAMP_SAMPLES
+    return faded
 
 
 def _period(phase: float, weights: tuple[float, ...]) -> float:
