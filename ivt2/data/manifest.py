@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ivt2.errors import InputError
 
@@ -17,7 +18,7 @@ MANIFEST_VERSION = 2
 _READABLE = (1, MANIFEST_VERSION)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
     """One line of the manifest.
 
@@ -77,6 +78,8 @@ class Manifest:
 
     shards: tuple[ShardInfo, ...]
     sources: tuple[SourceFile, ...] = ()
+    packing: Mapping[str, Any] | None = None
+    """What the shards were packed with: options, preparation, and a hash of the records; None where nobody said."""
 
     @property
     def samples(self) -> int:
@@ -93,14 +96,20 @@ class Manifest:
         """Return the text of ``manifest.json``."""
         content = {
             "version": MANIFEST_VERSION,
-            "tool": f"ivt2 {version('ivt2')}",
+            "tool": tool(),
             "samples": self.samples,
             "bytes": sum(shard.bytes for shard in self.shards),
             "duration_s": round(sum(shard.duration_s for shard in self.shards), 3),
             "sources": [asdict(source) for source in self.sources],
+            **({} if self.packing is None else {"packing": dict(self.packing)}),
             "shards": [asdict(shard) for shard in self.shards],
         }
         return json.dumps(content, indent=1) + "\n"
+
+
+def tool() -> str:
+    """Return name and version of what writes shards."""
+    return f"ivt2 {version('ivt2')}"
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -136,28 +145,35 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
         facts = json.loads(content)
         number = facts["version"]
         if number in _READABLE:
-            shards = tuple([_checked(ShardInfo(**shard)) for shard in facts["shards"]])
+            shards = tuple([ShardInfo(**shard) for shard in facts["shards"]])
+            _check(shards)
             sources = tuple(SourceFile(**source) for source in facts.get("sources", ()))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: is not a shard manifest ({error}); move it or write the shards again") from error
     if number not in _READABLE:
         raise InputError(f"{path}: has version {number}, this ivt2 reads 1 to {MANIFEST_VERSION}; update ivt2")
-    for shard in shards:
-        if "/" in shard.name or "\0" in shard.name or shard.name in {"", ".", ".."}:
-            raise InputError(f"{path}: names a shard outside its folder ({shard.name}); write the shards again")
-    if len({shard.name for shard in shards}) != len(shards):
+    names = [shard.name for shard in shards]
+    letters = "".join(names)
+    if "/" in letters or "\0" in letters or not {"", ".", ".."}.isdisjoint(names):
+        outside = next(name for name in names if "/" in name or "\0" in name or name in {"", ".", ".."})
+        raise InputError(f"{path}: names a shard outside its folder ({outside}); write the shards again")
+    if len(set(names)) != len(names):
         raise InputError(f"{path}: names a shard twice; write the shards again")
-    return Manifest(shards, sources)
+    return Manifest(shards, sources, facts.get("packing"))
 
 
-def _checked(shard: ShardInfo) -> ShardInfo:
-    name, index = shard.name, shard.index_sha256
-    # plain comparisons: a set may have a hundred thousand shards
-    if type(name) is not str or type(shard.sha256) is not str or not (index is None or type(index) is str):
+def _check(shards: Sequence[ShardInfo]) -> None:
+    """Check the types of all fields, one field after the other: a set may have a hundred thousand shards."""
+
+    def types(name: str) -> set[type]:
+        return set(map(type, map(attrgetter(name), shards)))
+
+    if not (types("name") | types("sha256") <= {str} and types("index_sha256") <= {str, type(None)}):
         raise TypeError("name and hashes of a shard are text")
-    if type(shard.bytes) is not int or type(shard.samples) is not int or shard.bytes < 0 or shard.samples < 0:
-        raise ValueError(f"bytes and samples of {name} are whole numbers")
-    return shard
+    if not types("bytes") | types("samples") <= {int} or any(s.bytes < 0 or s.samples < 0 for s in shards):
+        raise ValueError("bytes and samples of a shard are whole numbers")
+    if not types("duration_s") <= {int, float}:
+        raise TypeError("duration_s of a shard is a number")
 
 
 class ShardCheck(NamedTuple):

@@ -21,7 +21,7 @@ from typing_extensions import Self
 from ivt2.data.ledger import SampleError
 from ivt2.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, SourceFile, read_manifest
 from ivt2.data.remote import RemoteFiles, ShardCache, is_address
-from ivt2.data.shard_file import Member, OpenShard, check_key, encode, replace_file
+from ivt2.data.shard_file import Member, OpenShard, check_key, encode, replace_file, sync_shards
 from ivt2.data.shard_index import SampleTable, fingerprint
 from ivt2.data.tar_index import BLOCK, Span, TarIndex, is_header, scan
 from ivt2.errors import InputError
@@ -118,9 +118,10 @@ class ShardWriter:
             if len(self._earlier.shards) != len(self._shards):
                 raise InputError(self._holds_others())
             return
+        sync_shards(self.folder, self._shards)
         replace_file(self.folder / MANIFEST_NAME, self.manifest.to_json().encode())
         written = {name for shard in self._shards for name in (shard.name, shard.index_name)}
-        for path in self.folder.glob(f"{self.prefix}-??????.*"):
+        for path in self.folder.glob(f"{self.prefix}-??????*.*"):
             if path.suffix in {".tar", ".index"} and path.name not in written:
                 path.unlink()
 
@@ -438,8 +439,7 @@ class ShardSet:
 def _sizes(folder: Path) -> dict[str, int]:
     """The shards that lie in a folder, and their sizes."""
     with os.scandir(folder) as entries:
-        tars = [entry for entry in entries if entry.name.endswith(".tar") and not entry.name.startswith(".")]
-        return {entry.name: entry.stat().st_size for entry in tars}
+        return {e.name: e.stat().st_size for e in entries if e.name.endswith(".tar") and not e.name.startswith(".")}
 
 
 def _scan_promised(folder: Path, promised: ShardInfo) -> SampleTable:
