@@ -21,8 +21,9 @@ from ivt2.metrics.retrieval import RetrievalResult, retrieval_metrics
 
 
 class Loader:
-    def __init__(self, rank):
+    def __init__(self, rank, ledger):
         self.rank = rank
+        self.ledger = ledger
         self.seen = 0
 
     def __len__(self):
@@ -31,6 +32,8 @@ class Loader:
     def __iter__(self):
         for position in range(self.seen % 6, 6):
             self.seen += 1
+            if position % 2:
+                self.ledger.add(Skipped("web", f"{self.rank}-{position}", "broken", "a.tar"))
             yield torch.randn(4, 5, generator=torch.Generator().manual_seed(100 * self.rank + position))
 
     def state_dict(self):
@@ -50,7 +53,7 @@ class Data(pl.LightningDataModule):
             self.ledger.add(Skipped("web", str(key), f"reason{rank}"))
 
     def train_dataloader(self):
-        return Loader(self.rank)
+        return Loader(self.rank, self.ledger)
 
     def test_dataloader(self):
         clip = {
@@ -110,7 +113,7 @@ def main():
     torch.manual_seed(rank + 10)
     callbacks = [
         RandomState(),
-        SkippedSamples(),
+        SkippedSamples(folder),
         Picture(folder),
         Results(folder),
         Preemption(folder, poll_every_n_steps=2),

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,14 +48,21 @@ def _losses(output):
 def test_two_ranks_resume_exactly_and_put_their_knowledge_together(tmp_path):
     codes, whole, errors = _fit(tmp_path / "whole", 5)
     assert codes == [0, 0], errors
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / "skipped.jsonl", tmp_path / "resumed")  # killed long after the checkpoint
     codes, resumed, errors = _fit(tmp_path / "resumed", 5, str(tmp_path / "whole" / "step=2.ckpt"))
     assert codes == [0, 0], errors
     for first, second in zip(whole, resumed, strict=True):
         assert _losses(second) == _losses(first)[2:]
         assert re.search(r"weights (\S+)", second).group(1) == re.search(r"weights (\S+)", first).group(1)
     assert _losses(whole[0]) != _losses(whole[1])  # each rank has its own data and its own dropout
-    assert "skipped 3 of 20 samples" in whole[0]
+    assert "skipped 7 of 20 samples" in whole[0]
     assert "skipped" not in whole[1]
+    expected = [(rank, row, 2 * row + 1, f"{rank}-{2 * row + 1}") for rank in range(2) for row in range(2)]
+    for name in ("whole", "resumed"):
+        assert [path.name for path in sorted((tmp_path / name).glob("skipped*"))] == ["skipped.jsonl"]
+        listed = map(json.loads, (tmp_path / name / "skipped.jsonl").read_text().splitlines())
+        assert sorted((row["rank"], row["row"], row["step"], row["key"]) for row in listed) == expected
     assert "picture set/test_step00000005_queries 4" in whole[0]  # two captions, both ranks' clips
     assert "picture" not in whole[1]
     assert (tmp_path / "whole" / "result.json").exists()
