@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
-from torch.nn import functional
 
 from ivt2.data.audio import decode_audio
 from ivt2.data.containers import VIDEO_CONTAINERS, DecodeError, Limits, sniff
 from ivt2.data.decode import decode_image, decode_video
 from ivt2.data.decode_pyav import open_container
 from ivt2.data.sampling import middle
+from ivt2.data.sound import SAMPLE_RATE_HZ, ten_seconds
 from ivt2.data.transforms import resize
 from ivt2.errors import InputError
-from ivt2.ops.filterbank import log_mel_features
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,11 +27,6 @@ VideoSource = Union[str, Path, bytes, Tensor, np.ndarray, "Image"]
 AudioSource = str | Path | bytes | tuple[Tensor | np.ndarray, int]
 """A file or its bytes, or samples in [-1, 1] of shape [S] or [channels, S] with their rate in Hz."""
 
-SAMPLE_RATE_HZ = 16_000
-AUDIO_S = 10
-"""Length of the sound that audio encoders get. Source: reference multi_modality, ``max_audio_length``."""
-
-_AUDIO_ROWS = 998  # 25 ms frames every 10 ms that lie within 10 s
 _RGB = 3
 
 _Source = TypeVar("_Source")
@@ -115,12 +109,7 @@ class AudioTransform:
             samples, of_video = self._samples(source)
         except DecodeError as error:
             raise InputError(f"{_describe(source)}: cannot be used as sound ({error})") from error
-        wanted = AUDIO_S * SAMPLE_RATE_HZ
-        start = max(len(samples) - wanted, 0) // 2
-        samples = samples[start : start + wanted]
-        least = SAMPLE_RATE_HZ // 40 if of_video else wanted  # one frame of 25 ms
-        samples = functional.pad(samples, (0, max(least - len(samples), 0)))
-        return log_mel_features(samples, num_mels=self.num_mels, num_frames=_AUDIO_ROWS)
+        return ten_seconds(samples, of_video=of_video, num_mels=self.num_mels)
 
     def _samples(self, source: AudioSource) -> tuple[Float32[Tensor, "S"], bool]:
         """Samples at 16 kHz, and whether they came with moving pictures."""

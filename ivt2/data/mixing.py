@@ -12,7 +12,7 @@ from ivt2.errors import InputError
 _SCHEDULE_STREAM = 0x6D6978
 """Keeps the shuffle of the schedule apart from the shuffles of the sources."""
 
-_BATCHES_AHEAD = 64
+BATCHES_AHEAD = 64
 """How early a shard is asked for: far ahead of what workers hold ready, and well within what a cache holds."""
 
 
@@ -36,7 +36,7 @@ class Mixture:
 
     Args:
         orders: one for each source.
-        global_batch_size: clips of a step over all ranks.
+        global_batch_size: clips of a step over all ranks; one number for each source, or one for all.
         seed: of the schedule.
         weights: share of the steps of each source, any positive scale; None takes each source once.
 
@@ -50,20 +50,22 @@ class Mixture:
         self,
         orders: Sequence[SampleOrder],
         *,
-        global_batch_size: int,
+        global_batch_size: int | Sequence[int],
         seed: int,
         weights: Sequence[float] | None = None,
     ) -> None:
         self.orders = list(orders)
-        self.global_batch_size = global_batch_size
+        self.batch_sizes = (
+            [global_batch_size] * len(orders) if isinstance(global_batch_size, int) else list(global_batch_size)
+        )
         self.seed = seed
-        self._full_batches = [order.num_samples // global_batch_size for order in orders]
-        if min(self._full_batches) == 0:
-            smallest = min(order.num_samples for order in orders)
+        sizes = [(order.num_samples, size) for order, size in zip(self.orders, self.batch_sizes, strict=True)]
+        if too_small := [(num, size) for num, size in sizes if num < size]:
+            num, size = min(too_small)
             raise InputError(
-                f"global_batch_size={global_batch_size}: a training set holds only {smallest} samples; "
-                f"set it to {smallest} or less"
+                f"global_batch_size={size}: a training set holds only {num} samples; set it to {num} or less"
             )
+        self._full_batches = [num // size for num, size in sizes]
         self.steps_of_source = _share(self._full_batches, weights)
         self.steps_per_epoch = sum(self.steps_of_source)
         self._schedules: dict[int, tuple[NDArray[np.int64], Indices]] = {}
@@ -83,10 +85,11 @@ class Mixture:
         source = int(sources[step])
         turn = epoch * self.steps_of_source[source] + int(turns[step])
         source_epoch, batch = divmod(turn, self._full_batches[source])
-        begin = batch * self.global_batch_size
-        samples = self.orders[source].samples(source_epoch, begin, begin + self.global_batch_size)
-        later = begin + _BATCHES_AHEAD * self.global_batch_size
-        ahead = self.orders[source].samples(source_epoch, later, later + self.global_batch_size)
+        size = self.batch_sizes[source]
+        begin = batch * size
+        samples = self.orders[source].samples(source_epoch, begin, begin + size)
+        later = begin + BATCHES_AHEAD * size
+        ahead = self.orders[source].samples(source_epoch, later, later + size)
         return Step(source, source_epoch, samples, ahead)
 
     def _schedule(self, epoch: int) -> tuple[NDArray[np.int64], Indices]:

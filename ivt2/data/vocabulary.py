@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ivt2.data.annotations import captions_of
 from ivt2.data.ledger import SampleError
@@ -13,14 +14,14 @@ from ivt2.errors import InputError
 
 
 def open_tokenizer(
-    vocab_file: str | None, *, max_length: int, train_on: Mapping[str, str], size: int, folder: str
+    vocab_file: str | None, *, max_length: int, train_on: Mapping[str, str | Mapping[str, Any]], size: int, folder: str
 ) -> WordPieceTokenizer:
     """Tokenizer of the named vocabulary; without a name, of one trained on captions, which is kept and used again.
 
     Args:
         vocab_file: one WordPiece a line, such as the vocab.txt of bert-large-uncased; None trains one.
         max_length: tokens of a caption, longer ones are cut.
-        train_on: shard folders whose captions a vocabulary is trained on.
+        train_on: sources whose captions a vocabulary is trained on: shard folders, or options with one as ``shards``.
         size: entries of a trained vocabulary, at most.
         folder: where trained vocabularies are kept, one for each content of the shards and size.
 
@@ -34,12 +35,20 @@ def open_tokenizer(
             "datamodule.train names no shards: add them as +datamodule.train.<name>=<folder>; "
             "without training data name a vocabulary as datamodule.tokenizer.vocab_file=<file>"
         )
-    shards = [ShardSet.open(path) for path in train_on.values()]
+    shards = [ShardSet.open(_folder(name, source)) for name, source in train_on.items()]
     content = hashlib.sha256("".join(sorted(each.manifest_hash for each in shards)).encode()).hexdigest()
     file = Path(folder) / f"wordpiece-{size}-{content[:16]}.txt"
     if not file.exists():
         train_vocabulary(_captions(shards), size, file)
     return WordPieceTokenizer(file, max_length=max_length)
+
+
+def _folder(name: str, source: str | Mapping[str, Any]) -> str:
+    """The shard folder of a source."""
+    folder = source if isinstance(source, str) else source.get("shards")
+    if not isinstance(folder, str):
+        raise InputError(f"datamodule.train.{name}: names no shards; add train.{name}.shards=<folder>")
+    return folder
 
 
 def _captions(shards: Sequence[ShardSet]) -> Iterator[str]:

@@ -1,11 +1,11 @@
-"""Clips with captions: training batches over several sources, evaluation batches with every caption."""
+"""Media with captions: training batches over several sources, evaluation batches with every caption."""
 
 import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ivt2.batch import Vocabulary
+from ivt2.batch import Medium, Vocabulary
 from ivt2.data import sampling
-from ivt2.data.clips import ClipReader
+from ivt2.data.clips import ClipReader, medium_of
 from ivt2.data.decode import Backend
 from ivt2.data.isolation import DecoderProcess
 from ivt2.data.ledger import Ledger
@@ -23,7 +23,9 @@ from ivt2.data.mixing import Mixture
 from ivt2.data.order import SampleOrder
 from ivt2.data.shards import ShardSet
 from ivt2.data.transforms import Transform
-from ivt2.datamodules.loader import EvalBatches, EvalLoader, LoaderState, TrainBatches, TrainLoader
+from ivt2.datamodules.batches import EvalBatches, TrainBatches, TrainSource
+from ivt2.datamodules.loader import EvalLoader, LoaderState, TrainLoader
+from ivt2.datamodules.sources import MediaSource, sources_of
 from ivt2.errors import InputError
 
 
@@ -42,7 +44,7 @@ class _State(TypedDict):
 
 
 class MediaTextDataModule(pl.LightningDataModule):
-    """Reads shards of clips and captions.
+    """Reads shards of clips - images, videos, sounds, videos with sound - and captions; a step takes one source.
 
     Training goes through ``train`` in an order that depends on the seed alone and resumes exactly at any step, with
     other numbers of ranks and workers too; evaluation gives each clip of a set once. Use it with
@@ -50,16 +52,16 @@ class MediaTextDataModule(pl.LightningDataModule):
     ``batch["skipped"]`` and counted in ``ledger``.
 
     Args:
-        train: shard folder of each training source.
-        val: shard folder of each validation set.
-        test: shard folder of each test set; those of ``val`` when None.
+        train: training sources: a shard folder, or the options of a ``MediaSource``, by name.
+        val: validation sets, likewise.
+        test: test sets, likewise; those of ``val`` when None.
         tokenizer: turns normalised captions into ids.
-        num_frames: frames of a clip.
+        num_frames: frames of a video.
         train_transforms: augmentations of training clips.
         eval_transforms: transforms of evaluation clips.
         train_sampling: chooses training frames, called as ``(length, num_frames)``, with ``generator`` if it takes one.
         eval_sampling: chooses evaluation frames, called as ``(length, num_frames)``.
-        global_batch_size: training clips of a step, over all ranks.
+        global_batch_size: training clips of a step, over all ranks: a number, or one for each medium.
         eval_batch_size: evaluation clips of a step, of each rank.
         num_workers: processes of each rank that decode.
         seed: of order and augmentations.
@@ -70,7 +72,7 @@ class MediaTextDataModule(pl.LightningDataModule):
         isolate: decode in a process beside each worker, so that a crash or an endless loop in a codec library costs
             one sample (``decoder_crashed``, ``decoder_timeout``); without it the run ends.
         decoder_timeout_s: seconds that one sample may take, if isolated.
-        trim: choose frames only within the annotated segment of the clip.
+        trim: choose frames and sounds only within the annotated segment of the clip.
         budget: samples of each rank that may be unusable: a count (int) or a ratio in [0, 1] (float), or one for each
             reason that has its own and ``default`` for the others together.
         num_streams: canonical streams of the sample order.
@@ -80,16 +82,16 @@ class MediaTextDataModule(pl.LightningDataModule):
     def __init__(
         self,
         *,
-        train: Mapping[str, str],
-        val: Mapping[str, str],
-        test: Mapping[str, str] | None = None,
+        train: Mapping[str, str | Mapping[str, Any]],
+        val: Mapping[str, str | Mapping[str, Any]],
+        test: Mapping[str, str | Mapping[str, Any]] | None = None,
         tokenizer: TextTokenizer,
         num_frames: int,
         train_transforms: Sequence[Transform],
         eval_transforms: Sequence[Transform],
         train_sampling: Callable[..., Sequence[int]] = sampling.random,
         eval_sampling: Callable[..., Sequence[int]] = sampling.middle,
-        global_batch_size: int,
+        global_batch_size: int | Mapping[str, int],
         eval_batch_size: int,
         num_workers: int = 0,
         seed: int = 0,
@@ -107,7 +109,7 @@ class MediaTextDataModule(pl.LightningDataModule):
         super().__init__()
         for name, value in (
             ("num_frames", num_frames),
-            ("global_batch_size", global_batch_size),
+            *_sizes(global_batch_size).items(),
             ("eval_batch_size", eval_batch_size),
             ("num_streams", num_streams),
             ("shuffle_buffer", shuffle_buffer),
@@ -116,7 +118,8 @@ class MediaTextDataModule(pl.LightningDataModule):
                 raise InputError(f"{name}={value}: must be at least 1")
         if weights is not None and set(weights) != set(train):
             raise InputError(f"weights of {sorted(weights)}: give one for each training source, {sorted(train)}")
-        self.folders = {"train": dict(train), "val": dict(val), "test": dict(val if test is None else test)}
+        self.sources = {"train": sources_of("train", train), "val": sources_of("val", val)}
+        self.sources["test"] = self.sources["val"] if test is None else sources_of("test", test)
         self.tokenizer = tokenizer
         self.vocabulary = tokenizer.vocabulary
         self.num_frames = num_frames
@@ -139,47 +142,53 @@ class MediaTextDataModule(pl.LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.ledger = Ledger(budget)
         self.manifest_hash = ""
+        self.media: dict[str, Medium] = {}
         self._shards: dict[str, ShardSet] = {}
         self._train_loader: TrainLoader | None = None
         self._resume: LoaderState | None = None
 
     @override
     def setup(self, stage: str) -> None:
-        """Open the shards of a stage; ``manifest_hash`` then names their content.
+        """Open the shards of a stage; ``manifest_hash`` then names their content, ``media`` what they hold.
 
         Raises:
             InputError: when a folder holds no usable shards or there is nothing to train on.
         """
         groups = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ("test",))
         if "train" in groups:
-            if not self.folders["train"]:
+            if not self.sources["train"]:
                 raise InputError("datamodule.train is empty: name a shard folder, as train.<name>=<folder>")
             self._train_loader = self._resume = None
-        folders = [folder for group in groups for folder in self.folders[group].values()]
-        for folder in folders:
-            if folder not in self._shards:
-                self._shards[folder] = ShardSet.open(folder)
-        hashes = [self._shards[folder].manifest_hash for folder in folders]
+        sources = {f"{group}.{name}": each for group in groups for name, each in self.sources[group].items()}
+        for source in sources.values():
+            if source.shards not in self._shards:
+                self._shards[source.shards] = ShardSet.open(source.shards)
+        self.media = {name: source.medium or medium_of(self._shards[source.shards]) for name, source in sources.items()}
+        hashes = [self._shards[source.shards].manifest_hash for source in sources.values()]
         self.manifest_hash = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-        budgeted = self.folders["train" if "train" in groups else groups[0]].values()
-        self.ledger.num_samples = sum(len(self._shards[folder]) for folder in budgeted) // self._rank_and_world()[1]
+        budgeted = self.sources["train" if "train" in groups else groups[0]].values()
+        num_samples = sum(len(self._shards[source.shards]) for source in budgeted)
+        self.ledger.num_samples = num_samples // self._rank_and_world()[1]
 
     @override
     def train_dataloader(self) -> TrainLoader:
         """Return the training loader, standing where training stands."""
-        shards = {name: self._shards[folder] for name, folder in self.folders["train"].items()}
         rule = _choose_randomly if "generator" in inspect.signature(self.train_sampling).parameters else _choose
         choose = partial(rule, self.train_sampling, self.num_frames)
         process = self._decoder_process()
-        readers = {
-            name: self._reader(source, choose, self.train_transforms, process) for name, source in shards.items()
+        sources = {
+            name: TrainSource(
+                reader=self._reader(source, choose, self.train_transforms, process, crop="random"),
+                captions="first" if (source.captions or self.train_captions) == "first" else "random",
+            )
+            for name, source in self.sources["train"].items()
         }
         rank, world = self._rank_and_world()
-        steps_per_iteration, repeat = self._iteration(plan := self._plan(list(shards.values())))
+        steps_per_iteration, repeat = self._iteration(plan := self._plan())
         loader = TrainLoader(
-            TrainBatches(readers, self.tokenizer, seed=self.seed, captions=self.train_captions),
+            TrainBatches(sources, self.tokenizer, seed=self.seed),
             plan,
-            fingerprint=self._fingerprint([source.manifest_hash for source in shards.values()]),
+            fingerprint=self._fingerprint(plan),
             rank=rank,
             world=world,
             num_workers=self.num_workers,
@@ -228,20 +237,43 @@ class MediaTextDataModule(pl.LightningDataModule):
         account = state_dict["ledger"] if self._rank_and_world()[0] == 0 else Ledger(1.0).state_dict()
         self.ledger.load_state_dict(account)
 
-    def _plan(self, shards: Sequence[ShardSet]) -> Mixture:
+    def _training_shards(self) -> list[ShardSet]:
+        return [self._shards[source.shards] for source in self.sources["train"].values()]
+
+    def _plan(self) -> Mixture:
         orders = [
             SampleOrder(
-                source.samples_per_shard,
+                shards.samples_per_shard,
                 seed=self.seed + number,
                 num_streams=self.num_streams,
                 shuffle_buffer=self.shuffle_buffer,
             )
-            for number, source in enumerate(shards)
+            for number, shards in enumerate(self._training_shards())
         ]
-        return Mixture(orders, global_batch_size=self.global_batch_size, seed=self.seed, weights=self.weights)
+        sizes = [self._batch_size(name) for name in self.sources["train"]]
+        return Mixture(orders, global_batch_size=sizes, seed=self.seed, weights=self.weights)
 
-    def _fingerprint(self, hashes: Sequence[str]) -> str:
-        facts = [*hashes, self.seed, self.global_batch_size, self.num_streams, self.shuffle_buffer, self.weights]
+    def _batch_size(self, name: str) -> int:
+        if isinstance(self.global_batch_size, int):
+            return self.global_batch_size
+        medium = self.media[f"train.{name}"]
+        if medium not in self.global_batch_size:
+            raise InputError(
+                f"global_batch_size={dict(self.global_batch_size)}: says nothing of {medium}, which train.{name} "
+                f"holds; add global_batch_size.{medium}=..."
+            )
+        return self.global_batch_size[medium]
+
+    def _fingerprint(self, plan: Mixture) -> str:
+        sizes = plan.batch_sizes
+        facts = [
+            *(shards.manifest_hash for shards in self._training_shards()),
+            self.seed,
+            sizes[0] if len(set(sizes)) == 1 else sizes,
+            self.num_streams,
+            self.shuffle_buffer,
+            self.weights,
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _eval_loaders(self, group: str) -> list[EvalLoader]:
@@ -250,10 +282,10 @@ class MediaTextDataModule(pl.LightningDataModule):
         return [
             EvalLoader(
                 EvalBatches(
-                    self._reader(self._shards[folder], choose, self.eval_transforms, self._decoder_process()),
+                    self._reader(source, choose, self.eval_transforms, self._decoder_process(), crop="middle"),
                     self.tokenizer,
                     source=name,
-                    captions=self.eval_captions,
+                    captions="first" if (source.captions or self.eval_captions) == "first" else "all",
                 ),
                 batch_size=self.eval_batch_size,
                 rank=rank,
@@ -262,24 +294,30 @@ class MediaTextDataModule(pl.LightningDataModule):
                 ledger=self.ledger,
                 pin_memory=self._on_gpu(),
             )
-            for name, folder in self.folders[group].items()
+            for name, source in self.sources[group].items()
         ]
 
     def _reader(
         self,
-        shards: ShardSet,
+        source: MediaSource,
         choose: Callable[[int, np.random.Generator], Sequence[int]],
         transforms: Sequence[Transform],
         process: DecoderProcess | None,
+        *,
+        crop: Literal["random", "middle"],
     ) -> ClipReader:
         return ClipReader(
-            shards,
+            self._shards[source.shards],
             choose=choose,
             num_frames=self.num_frames,
             transforms=transforms,
             decoder=self.decoder,
             trim=self.trim,
             process=process,
+            medium=source.medium,
+            sound=source.sound_reader(crop=crop),
+            min_words=source.min_words,
+            caption_kinds=source.caption_kinds,
         )
 
     def _decoder_process(self) -> DecoderProcess | None:
@@ -300,6 +338,15 @@ class MediaTextDataModule(pl.LightningDataModule):
         limit: float = self.trainer.limit_train_batches
         steps = limit if isinstance(limit, int) else int(limit * plan.steps_per_epoch)
         return max(int(steps), 1), self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+
+
+def _sizes(global_batch_size: int | Mapping[str, int]) -> dict[str, int]:
+    """Batch sizes by the name of their option."""
+    if isinstance(global_batch_size, int):
+        return {"global_batch_size": global_batch_size}
+    if unknown := sorted(set(global_batch_size) - set(get_args(Medium))):
+        raise InputError(f"global_batch_size.{unknown[0]}: is no medium; give a size for {', '.join(get_args(Medium))}")
+    return {f"global_batch_size.{medium}": size for medium, size in global_batch_size.items()}
 
 
 def _choose_randomly(

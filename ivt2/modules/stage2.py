@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ivt2.batch import RetrievalBatch, TextDataModule, MediaTextBatch, Vocabulary
+from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule, Vocabulary
 from ivt2.errors import InputError
 from ivt2.losses.contrastive import contrastive_loss
 from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
@@ -110,8 +110,15 @@ class Stage2Module(LightningModule):
         self._evaluations: dict[str, RetrievalEvaluation] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Take over the vocabulary of the data, after checking that the text encoder has room for it."""
-        vocabulary = cast("TextDataModule", self.trainer.datamodule).vocabulary  # type: ignore[attr-defined]
+        """Take over the vocabulary of the data, after checking that the encoders can take what the data holds."""
+        data = cast("TextDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+        for source, medium in data.media.items():
+            if medium == "audio":
+                raise InputError(
+                    f"datamodule.{source}: holds sounds without pictures, for which this model has no encoder; leave "
+                    "it out, or set its medium where its samples have pictures too"
+                )
+        vocabulary = data.vocabulary
         if vocabulary.size > self.model.text_encoder.vocab_size:
             raise InputError(
                 f"the tokenizer has {vocabulary.size} entries but text_encoder.vocab_size is "

@@ -73,9 +73,29 @@ def test_shares_add_up_and_none_is_lost():
     assert mixture(40, 40, weights=[1000, 1]).steps_of_source == [20, 1]
 
 
+def test_each_source_may_have_a_batch_size_of_its_own():
+    plan = mixture(48, 30, batch=[4, 10])
+    assert plan.steps_of_source == [12, 3]
+    for epoch in range(2):
+        read = {0: [], 1: []}
+        for step in (plan.step(15 * epoch + number) for number in range(15)):
+            assert len(step.samples) == [4, 10][step.source]
+            read[step.source] += step.samples.tolist()
+        assert [sorted(read[source]) for source in (0, 1)] == [list(range(48)), list(range(30))]
+    one, other = mixture(48, 30, batch=[5, 5]), mixture(48, 30, batch=5)
+    for position in range(30):
+        assert one.step(position).samples.tolist() == other.step(position).samples.tolist()
+    far = mixture(400, 2000, batch=[2, 20])
+    first = {source: next(far.step(n) for n in range(300) if far.step(n).source == source) for source in (0, 1)}
+    for source, size in enumerate((2, 20)):
+        assert first[source].ahead.tolist() == far.orders[source].samples(0, 64 * size, 65 * size).tolist()
+
+
 def test_sources_smaller_than_a_batch_and_wrong_weights_are_refused():
     with pytest.raises(InputError, match="holds only 3 samples; set it to 3 or less"):
         mixture(12, 3)
+    with pytest.raises(InputError, match="global_batch_size=8: a training set holds only 6 samples; set it to 6"):
+        mixture(12, 7, 6, batch=[4, 8, 8])
     for weights in ([1], [1, 0], [1, -1]):
         with pytest.raises(InputError, match="weights"):
             mixture(12, 8, weights=weights)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from ivt2.batch import RetrievalBatch, MediaTextBatch
+from ivt2.batch import MediaTextBatch, RetrievalBatch
 from ivt2.data.sampling import dense_random, uniform
 from ivt2.data.transforms import Resize
 from ivt2.errors import InputError
@@ -39,7 +39,8 @@ def same(first, second):
 def test_a_training_batch_is_what_the_contract_says(sources):
     module = ready(sources)
     batch = next(iter(module.train_dataloader()))
-    assert batch.keys() == MediaTextBatch.__annotations__.keys()
+    assert batch.keys() == {*MediaTextBatch.__required_keys__, "video"}
+    assert batch["medium"] == "video"
     assert batch["video"].shape == (4, 2, 3, 16, 16)
     assert batch["video"].dtype == torch.uint8
     assert batch["source"] in sources
@@ -128,7 +129,8 @@ def test_evaluation_gives_every_clip_once_with_all_its_captions(sources):
     web, tv = module.val_dataloader()
     assert (len(web), len(tv)) == (5, 3)
     batches = list(web)
-    assert batches[0].keys() == RetrievalBatch.__annotations__.keys()
+    assert batches[0].keys() == {*RetrievalBatch.__required_keys__, "video"}
+    assert batches[0]["medium"] == "video"
     assert [index for batch in batches for index in batch["index"].tolist()] == list(range(18))
     batch = batches[1]
     assert batch["video"].shape == (4, 2, 3, 16, 16)

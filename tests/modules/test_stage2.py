@@ -70,12 +70,24 @@ def test_mistakes_are_named(options, message):
 def test_vocabulary_must_fit_the_text_encoder(size, fits):
     module = make()
     vocabulary = VOCABULARY._replace(size=size)
-    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(vocabulary=vocabulary))
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(vocabulary=vocabulary, media={"train.web": "video"}))
     if fits:
         module.setup("fit")
         assert module.vocabulary == vocabulary
     else:
         with pytest.raises(InputError, match=r"121 entries but text_encoder\.vocab_size is 120"):
+            module.setup("fit")
+
+
+@pytest.mark.parametrize("medium", ["image", "video", "audio_video", "audio"])
+def test_sounds_without_pictures_are_refused_at_the_start(medium):
+    module = make()
+    media = {"train.web": "video", "train.wavcaps": medium}
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(vocabulary=VOCABULARY, media=media))
+    if medium != "audio":
+        module.setup("fit")
+    else:
+        with pytest.raises(InputError, match=r"datamodule\.train\.wavcaps: holds sounds without pictures"):
             module.setup("fit")
 
 

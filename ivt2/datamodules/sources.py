@@ -1,0 +1,122 @@
+"""A source of clips: a shard folder, and how its samples are used."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from ivt2.batch import Medium
+from ivt2.data.sound import SoundReader
+from ivt2.errors import InputError
+
+_SOUNDS = ("audio", "audio_video")
+_CHOICES = {
+    "medium": get_args(Medium),
+    "captions": ("random", "first", "all"),
+    "read_audio_from": ("audio", "video"),
+    "missing_audio": ("skip", "pad"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaSource:
+    """A shard folder and how its samples are used.
+
+    Args:
+        shards: folder or address.
+        medium: what is read of a sample: ``image``, ``video``, ``audio`` or ``audio_video``; None finds it from the
+            first samples: video, else image, else audio.
+        captions: for training ``random`` or ``first``, for evaluation ``all`` or ``first``; None takes the
+            datamodule's.
+        caption_kinds: kinds of captions that a training batch holds beside the chosen one, as ``texts``.
+        min_words: captions of fewer normalised words are not used; the reference's pretraining uses 2. 0 uses all.
+        read_audio_from: the ``audio`` member or the track of the ``video``; None takes the member for ``audio`` and
+            the track for ``audio_video``.
+        missing_audio: ``skip`` leaves a clip without sound out, ``pad`` gives it rows of zeros.
+
+    Raises:
+        InputError: for options that are not there or do not fit together.
+    """
+
+    shards: str
+    medium: Medium | None = None
+    captions: Literal["random", "first", "all"] | None = None
+    caption_kinds: Sequence[str] = ()
+    min_words: int = 0
+    read_audio_from: Literal["audio", "video"] | None = None
+    missing_audio: Literal["skip", "pad"] = "skip"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shards, str) or not self.shards:
+            raise InputError(f"shards={self.shards!r}: name a folder or an address")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and (value is not None or name == "missing_audio"):
+                raise InputError(f"{name}={value}: choose one of {', '.join(choices)}")
+        if not isinstance(self.min_words, int) or isinstance(self.min_words, bool) or self.min_words < 0:
+            raise InputError(f"min_words={self.min_words}: give a number of words, 0 to use all captions")
+        kinds = self.caption_kinds
+        if not isinstance(kinds, list | tuple) or len({str(kind) for kind in kinds}) < len(kinds):
+            raise InputError(f"caption_kinds={kinds}: give a list of different kinds, such as [video, audio, fused]")
+        if self.medium not in _SOUNDS and (self.read_audio_from is not None or self.missing_audio != "skip"):
+            raise InputError(
+                "read_audio_from and missing_audio are for sources with sound: add medium=audio or medium=audio_video"
+            )
+        if self.medium == "audio" and self.missing_audio == "pad":
+            raise InputError("missing_audio=pad: a sample of sound alone would be empty; leave it at skip")
+
+    @classmethod
+    def of(cls, name: str, given: "str | Mapping[str, object] | MediaSource") -> "MediaSource":
+        """Read a source as a configuration gives it.
+
+        Args:
+            name: place in the configuration, for messages.
+            given: a folder, or options by name.
+
+        Raises:
+            InputError: for options that are not there or do not fit together.
+        """
+        if isinstance(given, MediaSource):
+            return given
+        if isinstance(given, str):
+            return cls(shards=given)
+        known = [field.name for field in fields(cls)]
+        if unknown := [option for option in given if option not in known]:
+            raise InputError(f"datamodule.{name}.{unknown[0]}: is no option of a source; it takes {', '.join(known)}")
+        if "shards" not in given:
+            raise InputError(f"datamodule.{name}: names no shards; add {name}.shards=<folder>")
+        try:
+            return cls(**given)  # type: ignore[arg-type]
+        except InputError as error:
+            raise InputError(f"datamodule.{name}: {error}") from error
+
+    def sound_reader(self, *, crop: Literal["random", "middle"]) -> SoundReader:
+        """Return what reads the sound of this source.
+
+        Args:
+            crop: which ten seconds of a longer sound.
+        """
+        default: Literal["audio", "video"] = "video" if self.medium == "audio_video" else "audio"
+        return SoundReader(read_from=self.read_audio_from or default, missing=self.missing_audio, crop=crop)
+
+
+def sources_of(group: str, given: Mapping[str, "str | Mapping[str, object] | MediaSource"]) -> dict[str, MediaSource]:
+    """Read the sources of a group and refuse options that it has no use for.
+
+    Args:
+        group: ``train``, ``val`` or ``test``.
+        given: a folder, or options, by the name of the source.
+
+    Raises:
+        InputError: for options that are not there, do not fit together or do not fit the group.
+    """
+    sources = {name: MediaSource.of(f"{group}.{name}", source) for name, source in given.items()}
+    wrong = "all" if group == "train" else "random"
+    for name, source in sources.items():
+        if source.captions == wrong:
+            other = "random" if group == "train" else "all"
+            raise InputError(f"datamodule.{group}.{name}: captions={wrong} is not for {group}; use {other} or first")
+        if source.caption_kinds and group != "train":
+            raise InputError(
+                f"datamodule.{group}.{name}: caption_kinds is for training; evaluation ranks the captions of a clip"
+            )
+    return sources
