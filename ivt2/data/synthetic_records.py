@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from ivt2.data.synthetic import FPS, MOTIONS, Scene, Split, combinations, uniform
+from ivt2.data.synthetic import FPS, MOTIONS, Scene, combinations, uniform
 from ivt2.data.synthetic_files import IMAGE_SIZE, Media
 from ivt2.data.synthetic_sounds import TUNES, Sound
 from ivt2.data.synthetic_texts import (
@@ -32,6 +32,10 @@ NUM_FOLDS = 5
 
 _NUM_OPTIONS = 5
 _URL = "https://example.org"
+_PICTURE_FACTS = {
+    **dict.fromkeys(("width", "height", "original_width", "original_height"), IMAGE_SIZE),
+    "exif": "{}",
+}
 
 
 class Entry(NamedTuple):
@@ -153,7 +157,7 @@ def frame_folders(scenes: Sequence[Scene], *, frames: str) -> Iterator[Entry]:
         yield Entry({f"{folder}/{frames}": Media("frames", (scene,))}, [row])
 
 
-def captioned(scenes: Sequence[Scene], *, lists: Collection[Split]) -> Iterator[Entry]:
+def captioned(scenes: Sequence[Scene], *, lists: Collection[str]) -> Iterator[Entry]:
     """File and caption; in the splits ``lists`` all captions of the clip, in the others one."""
     for scene in scenes:
         file, captions = f"{clip_id(scene)}.mp4", list(scene.captions)
@@ -321,14 +325,14 @@ def crawled(scenes: Sequence[Scene], *, kind: Literal["mp4", "jpg"], samples_per
         shard, place = divmod(number_of(scene), samples_per_shard)
         key = f"{shard:05}{place:0{digits}}"
         caption = still(scene) if kind == "jpg" else scene.captions[0]
-        meta = {"url": f"{_URL}/{clip_id(scene)}.{kind}", "caption": caption, "key": key, "status": "success"}
+        meta: dict[str, Any] = {
+            "url": f"{_URL}/{clip_id(scene)}.{kind}",
+            "caption": caption,
+            "key": key,
+            "status": "success",
+        }
         meta |= {"error_message": None, **(_PICTURE_FACTS if kind == "jpg" else {"yt_meta_dict": None})}
         name = f"{shard:05}/{key}"
-        files = {f"{name}.{kind}": Media(kind, (scene,)), f"{name}.txt": caption}
-        yield Entry({**files, f"{name}.json": json.dumps(meta, indent=4)})
-
-
-_PICTURE_FACTS = {
-    **dict.fromkeys(("width", "height", "original_width", "original_height"), IMAGE_SIZE),
-    "exif": "{}",
-}
+        files: dict[str, Media | str] = {f"{name}.{kind}": Media(kind, (scene,)), f"{name}.txt": caption}
+        files[f"{name}.json"] = json.dumps(meta, indent=4)
+        yield Entry(files)

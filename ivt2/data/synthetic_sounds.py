@@ -17,7 +17,7 @@ from ivt2.data.synthetic import SHAPES, Shape, Split, draw_words, split_of, unif
 from ivt2.data.synthetic_render import HARMONICS, PERIOD, SAMPLE_RATE_HZ, TONE_HZ, ramped, wave_table
 
 Tune = Literal["low", "middle", "high", "rising", "falling"]
-Tunes: TypeAlias = tuple[Tune, Tune, Tune, Tune]
+Tunes: TypeAlias = tuple[Tune, ...]
 
 TUNES: tuple[Tune, ...] = get_args(Tune)
 DURATION_S = 2.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from ivt2.data.synthetic import MOTIONS, SAID_OF_MOTION, Colour, Motion, Relation, Scene, Shape, Size, Tone
 
-CLASS_SENTENCES: tuple[str, ...] = tuple(f"an object {SAID_OF_MOTION[motion][0]}" for motion in MOTIONS)
+CLASS_SENTENCES: tuple[str, ...] = tuple(f"the object {SAID_OF_MOTION[motion][0]}" for motion in MOTIONS)
 """What each class says, in the order of their numbers."""
 TEMPLATES: tuple[str, ...] = tuple(f"[something] {SAID_OF_MOTION[motion][0]}" for motion in MOTIONS)
 """The classes as templates whose place is in brackets, in the order of their numbers."""
