@@ -16,7 +16,13 @@ from ivt2.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ivt2.data.validation import Findings
+    from ivt2.data.findings import Findings
+
+
+_MAX_PROCESSES = 4
+"""If the user does not say: reading waits for the disk beyond that, and the machine stays usable."""
+_MAX_ROWS = 8
+"""Of the table for one thing, such as languages; json has them all."""
 
 
 class ValidateConfig(Protocol):
@@ -38,6 +44,8 @@ class ValidateConfig(Protocol):
     """File for the counts, as json."""
     decoder_timeout_s: float
     """Seconds that decoding one sample may take."""
+    num_processes: int | None
+    """That read, decode and hash."""
     seed: int
     """Chooses the samples to decode."""
 
@@ -60,8 +68,13 @@ def prepared(output: str | None) -> Path | None:
     return file
 
 
-def compare_hashes(folder: str, num_shards: int) -> dict[str, str]:
+def compare_hashes(folder: str, num_shards: int, num_processes: int) -> dict[str, str]:
     """Shards of a folder that are not as its manifest says, and how they differ.
+
+    Args:
+        folder: of the shards.
+        num_shards: how many there are.
+        num_processes: how many read.
 
     Raises:
         InputError: There is no manifest, or the folder is an address.
@@ -73,9 +86,9 @@ def compare_hashes(folder: str, num_shards: int) -> dict[str, str]:
     if is_address(folder):
         raise InputError("hashes=true: shards of an address are compared whenever they are fetched; leave it out")
     wrong: dict[str, str] = {}
-    with progress_bar("shards") as bar:
+    with progress_bar("shards") as bar, closing(verify(folder, num_processes=num_processes)) as checks:
         task = bar.add_task("hashing", total=num_shards)
-        for check in verify(folder):
+        for check in checks:
             if check.problem is not None:
                 wrong[check.name] = check.problem
             bar.advance(task)
@@ -122,11 +135,12 @@ def tabulated(facts: dict[str, Any]) -> "Table":
     duplicates = facts["duplicate_keys"]
     rows.add_row("duplicate_keys", str(len(duplicates)), Text(" ".join(list(duplicates)[:3])))
     rows.add_section()
-    for section in ("captions", "duration_s"):
+    for section in ("captions", "languages", "sound", "duration_s"):
         for name, value in facts[section].items():
             spread = value if isinstance(value, dict) else {"": value}
-            for part, number in spread.items():
-                rows.add_row(f"{section}: {name} {part}".strip(), "-" if number is None else f"{number:g}")
+            for part, number in list(spread.items())[:_MAX_ROWS]:
+                label = Text(f"{section}: {name} {part}".strip())
+                rows.add_row(label, "-" if number is None else f"{number:g}")
     rows.add_section()
     wrong = facts["hash_mismatches"]
     listed = [f"{name}: {problem}" for name, problem in list((wrong or {}).items())[:3]]
@@ -144,11 +158,13 @@ def main(cfg: ValidateConfig) -> None:
     from ivt2.data.progress import progress_bar
     from ivt2.data.shards import ShardSet
     from ivt2.data.validation import validate
+    from ivt2.data.workers import num_cores
 
     shards = ShardSet.open(cfg.shards)
     allowed = Ledger(cfg.budget, num_samples=len(shards)).allowed
     output = prepared(cfg.output)
-    wrong = compare_hashes(cfg.shards, len(shards.names)) if cfg.hashes else None
+    num_processes = min(num_cores(), _MAX_PROCESSES) if cfg.num_processes is None else cfg.num_processes
+    wrong = compare_hashes(cfg.shards, len(shards.names), num_processes) if cfg.hashes else None
     process = DecoderProcess(timeout_s=cfg.decoder_timeout_s)
     with closing(process), progress_bar("samples") as bar:
         task = bar.add_task("validating", total=len(shards))
@@ -156,10 +172,11 @@ def main(cfg: ValidateConfig) -> None:
             shards,
             decode=cfg.decode,
             process=process,
+            num_processes=num_processes,
             captions=cfg.captions,
             num_frames=cfg.num_frames,
             seed=cfg.seed,
-            on_sample=lambda: bar.advance(task),
+            on_samples=lambda num_samples: bar.advance(task, num_samples),
         )
     complaint = complaints(findings, wrong or {}, cfg.budget, allowed)
     facts = {

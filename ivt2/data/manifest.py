@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ivt2.data.workers import in_order
 from ivt2.errors import InputError
 
 MANIFEST_NAME = "manifest.json"
@@ -184,8 +186,12 @@ class ShardCheck(NamedTuple):
     """None when size and hash are those of the manifest."""
 
 
-def verify(folder: str | Path) -> Iterator[ShardCheck]:
+def verify(folder: str | Path, *, num_processes: int = 1) -> Generator[ShardCheck, None, None]:
     """Compare every shard of a folder, and its index, with the manifest, byte for byte; yields as it goes on.
+
+    Args:
+        folder: of the shards.
+        num_processes: how many read.
 
     Raises:
         InputError: when the folder has no manifest.
@@ -196,8 +202,11 @@ def verify(folder: str | Path) -> Iterator[ShardCheck]:
         raise InputError(
             f"{folder}: has no {MANIFEST_NAME} to compare with; write the shards with `python -m ivt2.cli.shards`"
         )
-    for shard in manifest.shards:
-        yield ShardCheck(shard.name, _difference(folder / shard.name, shard) or _index_difference(folder, shard))
+    yield from in_order(partial(_compared, folder), manifest.shards, num_processes=num_processes)
+
+
+def _compared(folder: Path, shard: ShardInfo) -> ShardCheck:
+    return ShardCheck(shard.name, _difference(folder / shard.name, shard) or _index_difference(folder, shard))
 
 
 def digest(file: BinaryIO) -> str:

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from ivt2.cli import validate
+from ivt2.data.findings import Findings
 from ivt2.data.shards import ShardWriter
-from ivt2.data.validation import Findings
 from tests.data.clips import encode
 from tests.programs import run_main
 
@@ -44,6 +44,8 @@ def test_a_set_within_the_budget_can_be_trained_on(check, clips, tmp_path):
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     assert ["unusable:", "not_video", "1", "clip2"] in rows
     assert ["hash", "mismatches", "0"] in rows
+    assert ["captions:", "under_two_words", "0"] in rows
+    assert ["sound:", "without", "3"] in rows
     assert "4/4" in err
     assert "2/2" in err
     text = (tmp_path / "out" / "validation.json").read_text()
@@ -51,7 +53,7 @@ def test_a_set_within_the_budget_can_be_trained_on(check, clips, tmp_path):
     assert facts["usable"]
     assert facts["hash_mismatches"] == {}
     assert facts["unusable"]["reasons"] == {"not_video": 1}
-    assert check(*options, "output=out/validation.json")[0] == 0
+    assert check(*options, "output=out/validation.json", "num_processes=1")[0] == 0
     assert (tmp_path / "out" / "validation.json").read_text() == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out"]
 
@@ -94,6 +96,7 @@ def test_a_changed_shard_fails_whatever_the_budget(check, clips):
         ("output=clips", "clips: cannot be written"),
         ("output=clips/manifest.json/a", "clips/manifest.json/a: cannot be written"),
         ("decoder_timeout_s=0.0", "timeout_s=0.0"),
+        ("num_processes=0", "num_processes=0: must be at least 1"),
         ("num_frames=few", "num_frames: expected int"),
     ],
 )

@@ -7,14 +7,16 @@ import tarfile
 import numpy as np
 import pytest
 
+from ivt2.data import validation
 from ivt2.data.isolation import DecoderProcess
-from ivt2.data.shards import ShardSet
+from ivt2.data.shards import ShardSet, ShardWriter
 from ivt2.data.synthetic_shards import write_synthetic
 from ivt2.data.validation import choose_samples, validate
 from ivt2.errors import InputError
 from tests.data.clips import encode, image_bytes, picture, tone, wav
 
 CLIP = encode(num_frames=5, height=32, width=32)  # 0.2 s
+TALKIE = encode(num_frames=5, height=32, width=32, audio_codec="aac")
 LINK = object()
 
 
@@ -57,6 +59,7 @@ SAMPLES = {
     "noise": {"wav": b"noise" * 50, "txt": b"a tone"},
     "drawing": {"jpg": b"noise" * 50, "txt": b"a dog"},
     "link": {"mp4": LINK, "txt": b"a dog"},
+    "heard": {"mp4": TALKIE, "json": {"caption": "Barking!", "caption_kinds": {"audio": ["Barking!"], "speech": []}}},
 }
 IN_TEXT = {
     "duplicate_key": 1,
@@ -87,25 +90,54 @@ def test_each_fault_is_counted_once_under_its_reason(faulty, process):
     facts = findings.to_json()
     assert findings.in_text == IN_TEXT
     assert findings.in_media == IN_MEDIA
-    assert facts["samples"] == 22
-    assert facts["decoding"] == {"chosen": 22, "decoded": 6, "failed": 5}
+    assert facts["samples"] == 23
+    assert facts["decoding"] == {"chosen": 23, "decoded": 7, "failed": 5}
     assert facts["unusable"]["found"] == facts["unusable"]["estimated"] == 16
     assert facts["unusable"]["reasons"] == {**IN_TEXT, **IN_MEDIA}
     assert facts["unusable"]["examples"]["text_empty"] == ["blank", "dots"]
     assert facts["duplicate_keys"] == {"good": 2, "twice": 2}
     assert facts["missing_pairs"] == {"media_without_text": 1, "text_without_media": 1}
     assert facts["bad_times"] == {"segment_invalid": 1, "segment_outside": 1, "ends_after_clip": 1}
-    assert facts["types"] == {"jpg": 2, "json": 8, "mp4": 15, "txt": 11, "wav": 2}
-    lengths = [5, 15, 6, 3, 3, 3, 5, 5, 5, 6, 5, 12]  # good, sound, image, late, rounded, behind, cut to drawing, good
+    assert facts["types"] == {"jpg": 2, "json": 9, "mp4": 16, "txt": 11, "wav": 2}
+    # of good two, then sound to rounded, behind to drawing, heard, and the other good one
+    lengths, words = [5, 15, 6, 3, 3, 3, 5, 5, 5, 6, 5, 8, 12], [2, 4, 2, 1, 1, 1, 2, 2, 2, 2, 2, 1, 3]
     assert facts["captions"] == {
-        "count": 12,
+        "count": 13,
         "empty": 2,
-        "per_sample": {"min": 1, "median": 1, "p95": 1.5, "max": 2},
+        "under_two_words": 4,
+        "per_sample": {"min": 1, "median": 1, "p95": 1.45, "max": 2},
+        "words": {"min": 1, "median": 2, "p95": round(float(np.percentile(words, 95)), 3), "max": 4},
         "characters": {"min": 3, "median": 5, "p95": round(float(np.percentile(lengths, 95)), 3), "max": 15},
-        "share_not_ascii": 0.1667,
+        "share_not_ascii": 0.1538,
+        "kinds": {"audio": 1},
     }
-    assert facts["duration_s"] == {"total": 1.3, "min": 0.2, "median": 0.2, "p95": 0.44, "max": 0.5}
+    assert facts["sound"] == {"with_track": 2, "without": 4, "unreadable": 0}
+    assert facts["languages"]["captions"] == 12
+    assert facts["duration_s"] == {"total": 1.5, "min": 0.2, "median": 0.2, "p95": 0.425, "max": 0.5}
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_several_processes_find_the_same(faulty, process, monkeypatch):
+    expected = validate(faulty, decode=1.0, process=process).to_json()
+    monkeypatch.setattr(validation, "_PIECE", 4)
+    done = []
+    findings = validate(faulty, decode=1.0, process=process, num_processes=3, on_samples=done.append)
+    assert done == [4, 4, 4, 4, 4, 1, 2]
+    assert json.dumps(findings.to_json()) == json.dumps(expected)
+
+
+def test_languages_are_told_of_a_part_of_the_captions(tmp_path, process, monkeypatch):
+    texts = ["a woman is slicing an onion"] * 5 + ["zwei Männer ringen in einem Ring"] * 3
+    with ShardWriter(tmp_path / "set", max_samples=5, max_bytes=1 << 20) as writer:
+        for number, text in enumerate(texts):
+            writer.write(f"clip{number}", {"mp4": CLIP, "json": {"caption": text, "captions": ["un chien"]}})
+    shards = ShardSet.open(tmp_path / "set")
+    whole = validate(shards, decode=0, process=process).to_json()["languages"]
+    assert whole == {"captions": 8, "shares": {"en": 0.625, "de": 0.375}}
+    monkeypatch.setattr(validation, "_MAX_TEXTS", 4)
+    part = [validate(shards, decode=0, process=process, num_processes=n).to_json()["languages"] for n in (1, 2)]
+    assert part[0]["captions"] == 4
+    assert part[0] == part[1]
 
 
 def test_the_text_of_a_sample_is_read_without_its_media(faulty):
@@ -117,10 +149,10 @@ def test_the_text_of_a_sample_is_read_without_its_media(faulty):
 def test_a_share_of_the_media_is_decoded_and_its_failures_stand_for_all(faulty, process):
     findings = validate(faulty, decode=0.5, process=process, seed=3)
     tried = findings.decoded + findings.in_media.total()
-    assert findings.chosen == 11
+    assert findings.chosen == 12
     assert findings.in_text == IN_TEXT
-    assert 0 < tried < 11
-    assert findings.unusable == pytest.approx(11 + findings.in_media.total() / tried * 11)
+    assert 0 < tried < 12
+    assert findings.unusable == pytest.approx(11 + findings.in_media.total() / tried * 12)
     assert validate(faulty, decode=0.5, process=process, seed=3).to_json() == findings.to_json()
 
 
@@ -135,8 +167,8 @@ def test_nothing_is_decoded_and_captions_may_be_absent(faulty, process):
 def test_the_clean_embedded_set_has_no_fault(tmp_path, process):
     write_synthetic(tmp_path, split="val", num_clips=6, seed=0, samples_per_shard=4, num_processes=1)
     calls = []
-    findings = validate(ShardSet.open(tmp_path), decode=1.0, process=process, on_sample=lambda: calls.append(1))
-    assert findings.decoded == len(calls) == 6
+    findings = validate(ShardSet.open(tmp_path), decode=1.0, process=process, on_samples=calls.append)
+    assert findings.decoded == sum(calls) == 6
     assert findings.reasons == {}
     assert findings.unusable == findings.late_ends == 0
     assert findings.types["mp4"] == findings.types["json"] == 6
