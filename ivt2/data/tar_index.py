@@ -89,7 +89,7 @@ def sample_key(name: str) -> tuple[str, str]:
 
 
 def is_header(block: bytes, name: str, span: Span) -> bool:
-    """Whether the block in front of a member is the header of a plain file of that name and size.
+    """Whether the block in front of a member is the header of a plain file of that key, type and size.
 
     Names and sizes that do not fit into a header stand in a record before it and are not compared.
     """
@@ -97,7 +97,9 @@ def is_header(block: bytes, name: str, span: Span) -> bool:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError:
         return False
-    same_name = not name.isascii() or len(name) > tarfile.LENGTH_NAME or info.name == name
+    # other tools may have written "./" in front, and a backslash may stand for a byte that is no UTF-8
+    elsewhere = not name.isascii() or "\\" in name or len(name) > tarfile.LENGTH_NAME - 2
+    same_name = elsewhere or sample_key(info.name) == sample_key(name)
     return info.isreg() and same_name and info.size in {span.size, 0 if span.size >= 8**11 else span.size}
 
 

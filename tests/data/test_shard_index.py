@@ -79,8 +79,13 @@ def test_headers_are_told_by_name_size_and_kind():
     block = info.tobuf(tarfile.USTAR_FORMAT)
     assert is_header(block, "a.mp4", Span(512, 77))
     assert not is_header(block, "b.mp4", Span(512, 77))
+    assert not is_header(block, "a.mkv", Span(512, 77))
     assert not is_header(block, "a.mp4", Span(512, 76))
     assert not is_header(block[:-1], "a.mp4", Span(512, 77))
     assert not is_header(b"\xff" + block[1:], "a.mp4", Span(512, 77))
+    for name in ("./a.mp4", "a.MP4"):
+        other = tarfile.TarInfo(name)
+        other.size = 77
+        assert is_header(other.tobuf(tarfile.USTAR_FORMAT), "a.mp4", Span(512, 77))
     info.type = tarfile.SYMTYPE
     assert not is_header(info.tobuf(tarfile.USTAR_FORMAT), "a.mp4", Span(512, 77))
