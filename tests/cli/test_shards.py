@@ -62,7 +62,7 @@ def test_again_changes_nothing_and_other_content_needs_overwrite(pack, media, tm
     assert (tmp_path / "out" / "clips" / "manifest.json").read_bytes() == manifest
     code, _, err = pack(*media, "budget=2", "max_samples=1")
     assert code == 2
-    assert "already holds other shards; choose another folder or set overwrite=true" in err
+    assert "already holds other shards (with other max_samples); choose another folder or set overwrite=true" in err
     assert (tmp_path / "out" / "clips" / "manifest.json").read_bytes() == manifest
     assert pack(*media, "budget=2", "max_samples=1", "overwrite=true")[0] == 0
     assert len(ShardSet.open("out/clips").names) == 2
@@ -80,8 +80,12 @@ def test_again_changes_nothing_and_other_content_needs_overwrite(pack, media, tm
         ("output=clips.jsonl/out", "clips.jsonl/out: cannot be written (Not a directory); choose another folder"),
         ("source=jsnl", "source=jsnl: no such source; did you mean 'jsonl'?"),
         ("source.annotations=[1]", "source.annotations: expected str, got [1]"),
-        ("source=k400", "3 of 3 samples cannot be used (3 csv_invalid), for example k400:clips.jsonl:1"),
+        ("source=k400", "3 of 4 samples cannot be used (3 csv_invalid), for example k400:clips.jsonl:1"),
         ("max_samples=0", "max_samples=0, max_bytes=1073741824: both must be at least 1"),
+        ("num_processes=0", "num_processes=0, timeout_s=1800.0: both must be above 0"),
+        ("part=1", "part=1, num_parts=1: parts are numbered from 0 to num_parts - 1"),
+        ("split.take=val", "split.take=val: is not one of split.shares (none); name one of them"),
+        ("+preparation.trim=true", "trim=true: video can only be cut between key frames unless it is encoded anew"),
         ("max_sample=5", "max_sample: no such key; did you mean 'max_samples'?"),
         ("output=???", "output: has no value; set it with output=..."),
     ],
@@ -93,6 +97,26 @@ def test_mistakes_are_one_line(pack, media, changed, expected, tmp_path):
     assert "Traceback" not in err
     assert out == ""
     assert not (tmp_path / "out" / "clips" / "manifest.json").exists()
+
+
+def test_options_reach_the_packing(pack, tmp_path):
+    (tmp_path / "media").mkdir()
+    for name in "abcdefgh":
+        (tmp_path / "media" / f"{name}.mp4").write_bytes(name.encode())
+    lines = [{"file": f"{name}.mp4", "caption": text} for name in "abcdefgh" for text in ("one", "two")]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    common = ["annotations=clips.jsonl", "media_root=media", "merge_captions=true", "split.shares={a: 0.5, b: 0.5}"]
+    packed = {}
+    for take in "ab":
+        assert pack(*common, f"split.take={take}", "shuffle_seed=1", f"output={take}")[0] == 0
+        shards = ShardSet.open(take)
+        packed[take] = [shards.key(index) for index in range(len(shards))]
+        assert all(captions_of(shards.read(index).members) == ["one", "two"] for index in range(len(shards)))
+    assert sorted(packed["a"] + packed["b"]) == list("abcdefgh")
+    assert sorted(packed["a"]) != packed["a"] or sorted(packed["b"]) != packed["b"]
+    facts = read_manifest(tmp_path / "a").packing
+    assert facts["split"] == {"shares": {"a": 0.5, "b": 0.5}, "take": "a", "seed": 0}
+    assert (facts["shuffle_seed"], facts["preparation"]["video"]) == (1, None)
 
 
 def test_two_datasets_come_back_from_their_shards(pack, tmp_path):
