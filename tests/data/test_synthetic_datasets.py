@@ -30,7 +30,7 @@ from ivt2.data.synthetic import FPS, MOTIONS, SPLITS, VOCABULARY_FILE, make_scen
 from ivt2.data.synthetic_datasets import SYNTHETIC_DATASETS, describe_dataset, write_dataset
 from ivt2.data.synthetic_files import Media, encode_media
 from ivt2.data.synthetic_records import crawled
-from ivt2.data.synthetic_render import render
+from ivt2.data.synthetic_render import render, waveform
 from ivt2.data.synthetic_sounds import Sound, make_sounds, sound_waveform
 from ivt2.data.text import normalize_caption
 from ivt2.errors import InputError
@@ -276,8 +276,8 @@ def records(name, **changed):
 
 
 def test_the_wrong_options_are_captions_of_other_combinations():
-    ((*rows,),) = records("msrvtt_mc", num=40)
-    scenes = make_scenes("train", 40, SEED)
+    ((*rows,),) = records("msrvtt_mc", split="val", num=400)
+    scenes = make_scenes("val", 400, SEED)
     for row, scene in zip(rows, scenes, strict=True):
         assert len(set(row["caption"])) == 5
         assert row["caption"].index(scene.captions[0]) == row["answer"]
@@ -286,13 +286,14 @@ def test_the_wrong_options_are_captions_of_other_combinations():
 
 
 def test_conversations_ask_for_what_the_media_show():
-    video, image, _ = records("videochat2", num=12)
-    scenes = make_scenes("train", 12, SEED)
+    video, image, _ = records("videochat2", num=40)
+    scenes = make_scenes("train", 40, SEED)
     for row, scene in zip(video, scenes, strict=True):
         first, second = row["QA"]
         assert first == {"i": ANY, "q": f"what does the {thing(scene)} do?", "a": does(scene)}
         assert f" {second['a']} " in f"{second['q']} "
         assert second["a"].startswith("(")
+        assert "tone" not in second["q"]
     for row, scene in zip(image, scenes, strict=True):
         answers = [turn["a"].rpartition(") ")[2] for turn in row["QA"]]
         assert set(answers) <= set(scene.combination)
@@ -354,6 +355,18 @@ def centre_hz(samples):
     """Centre of gravity of the power spectrum."""
     power = np.square(np.abs(np.fft.rfft(samples)))
     return power @ np.arange(len(power)) / power.sum() * 16_000 / len(samples)
+
+
+def test_any_of_the_paraphrases_of_a_sound_may_stand_first():
+    whole = replace(SOUNDS[0], variant=0).captions
+    assert [replace(SOUNDS[0], variant=variant).captions[0] for variant in range(5)] == list(whole)
+    assert {sound.variant for sound in make_sounds("train", 60, SEED)} == set(range(5))
+
+
+def test_the_sound_of_a_clip_of_two_scenes_goes_with_its_pictures():
+    (data,) = encode(Media("mp4", tuple(SCENES[:2])))
+    expected = np.concatenate([waveform(scene) for scene in SCENES[:2]])
+    assert np.corrcoef(decode_audio(data)[: len(expected)], expected)[0, 1] > 0.98
 
 
 def test_the_tones_sound_in_the_order_of_the_caption():
