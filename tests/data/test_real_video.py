@@ -13,9 +13,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
+from ivt2.batch import Vocabulary
+from ivt2.cli import shards, validate
 from ivt2.data.audio import decode_audio
 from ivt2.data.decode import DecodeError, available_backends, decode_video
+from ivt2.data.sampling import middle
+from ivt2.datamodules.media_text import MediaTextDataModule
+from tests.programs import run_main
 
 FOLDER = Path(os.environ.get("IVT2_MEDIA_DIR", Path(__file__).parents[3] / "shared" / "media"))
 CLIPS = sorted((FOLDER / "clips").glob("*.*")) if (FOLDER / "clips").is_dir() else []
@@ -91,6 +97,59 @@ def test_random_frames(name, backend):
     for seed in range(4):
         chosen = np.random.default_rng(seed).integers(0, len(expected), 6).tolist()
         assert or_skip(name, chosen, backend) == [expected[number] for number in chosen]
+
+
+def shown_in_the_middle_of_parts(name, num_parts):
+    """Frame on the screen in the middle of every chosen part, one part for each frame, by a loop over their times."""
+    with av.open(BytesIO(read(name))) as source:
+        stream = source.streams.video[0]
+        times = sorted(
+            float(packet.pts * stream.time_base) for packet in source.demux(stream) if packet.pts is not None
+        )
+        part_s = (times[-1] - times[0] + 1 / float(stream.average_rate)) / len(times)
+    moments = [times[0] + (number + 0.5) * part_s for number in middle(len(times), num_parts)]
+    return [sum(time <= moment for time in times) - 1 for moment in moments]
+
+
+def no_text(captions):
+    return torch.zeros(len(captions), 1, dtype=torch.int64), torch.ones(len(captions), 1, dtype=torch.bool)
+
+
+@pytest.mark.slow
+def test_recordings_are_packed_validated_streamed_and_decoded_frame_exactly(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    packing = ["source=jsonl", f"annotations={FOLDER / 'captions.jsonl'}", f"media_root={FOLDER}", "output=clips"]
+    assert run_main(shards.main, ["shards", *packing, "max_samples=5", "budget=0"], monkeypatch) in {0, None}
+    checking = ["shards=clips", "decode=1.0", "hashes=true", "budget=0", "output=validation.json"]
+    assert run_main(validate.main, ["validate", *checking], monkeypatch) in {0, None}, capsys.readouterr()
+    facts = json.loads((tmp_path / "validation.json").read_text())
+    assert facts["decoding"] == {"chosen": 12, "decoded": 12, "failed": 0}
+    assert facts["languages"]["shares"] == {"en": 1.0}
+    no_text.vocabulary = Vocabulary(size=1, pad_id=0, unk_id=0, cls_id=0, sep_id=0, mask_id=0)
+    datamodule = MediaTextDataModule(
+        train={"clips": "clips"},
+        val={"clips": "clips"},
+        tokenizer=no_text,
+        num_frames=8,
+        train_transforms=[],
+        eval_transforms=[],
+        train_sampling=middle,
+        global_batch_size=1,
+        eval_batch_size=1,
+        budget=0,
+    )
+    datamodule.setup("fit")
+    files = {f"clips_{file.stem}": file.name for file in CLIPS}
+    streamed = []
+    for batch in datamodule.train_dataloader():
+        name = files[batch["key"][0]]
+        streamed.append(name)
+        original = decode_video(read(name), lambda length, _: middle(length, 8), by_time=True).frames
+        assert torch.equal(batch["video"][0], original), name
+        expected = judge(name)
+        found = [digest(frame.permute(1, 2, 0).contiguous().numpy().tobytes()) for frame in batch["video"][0]]
+        assert found == [expected[number] for number in shown_in_the_middle_of_parts(name, 8)], name
+    assert sorted(streamed) == sorted(files.values())
 
 
 def test_every_clip_is_described_and_has_a_plausible_header():
