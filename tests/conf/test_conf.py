@@ -17,7 +17,7 @@ from ivt2.cli.train_config import TrainConfig
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 ROOTS = sorted(file.stem for file in CONF.glob("*.yaml"))
-NOT_COMPONENTS = {"experiment", "hydra", "sweep", "debug", "local", "paths", "source"}
+NOT_COMPONENTS = {"experiment", "hydra", "sweep", "debug", "local", "paths", "source", "data"}
 
 
 def choices(group):
