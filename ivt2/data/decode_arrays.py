@@ -72,8 +72,12 @@ def read_video(
     start_s: float | None,
     end_s: float | None,
     by_time: bool,
+    allocate: decode_pyav.Allocate = decode_pyav.allocate_pixels,
 ) -> VideoArrays:
-    """Decode the frames that ``choose`` asks for; arguments and errors are those of ``decode.decode_video``."""
+    """Decode the frames that ``choose`` asks for; arguments and errors are those of ``decode.decode_video``.
+
+    ``allocate`` makes room for pixels, which do not always end up there.
+    """
     with open_video(data, limits) as (opened, index):
         first, last = window(index, start_s, end_s)
         chosen = check_numbers(choose(last - first, index.fps), last - first)
@@ -84,7 +88,7 @@ def read_video(
         if backend == "decord":
             pixels = decode_decord.decode_frames(data, index, numbers)
         else:
-            pixels = decode_pyav.decode_frames(data, opened, index, numbers)
+            pixels = decode_pyav.decode_frames(data, opened, index, numbers, allocate=allocate)
     if wanted != chosen:
         pixels = pixels[np.searchsorted(wanted, chosen)]
     duration_s = float(index.times_s[last - 1] - index.times_s[first]) + 1.0 / index.fps

@@ -1,8 +1,8 @@
 """Headers and frames through PyAV: every codec, frame-exact by its own index of presentation times."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,9 @@ from ivt2.data.containers import Container, DecodeError, Limits, Reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+
+Allocate = Callable[[tuple[int, int, int, int]], NDArray[np.uint8]]
+"""Gets frames, rows, columns and channels, returns where the pixels go."""
 
 _SEEKABLE = frozenset({"mov", "matroska"})  # in the others a seek lands beside its target
 # Codec -> where its configuration record states the size of length fields; shift and mask of a unit's type; IDR types.
@@ -213,28 +216,57 @@ def _decodable(packet: Any, keys: list[int]) -> bool:
     return packet.pts is None or packet.pts >= keys[0]
 
 
-def decode_frames(data: bytes, opened: "InputContainer", index: VideoIndex, wanted: Sequence[int]) -> NDArray[np.uint8]:
+def allocate_pixels(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Make room in the memory of this process."""
+    return np.empty(shape, dtype=np.uint8)
+
+
+def decode_frames(
+    data: bytes,
+    opened: "InputContainer",
+    index: VideoIndex,
+    wanted: Sequence[int],
+    *,
+    allocate: Allocate = allocate_pixels,
+) -> NDArray[np.uint8]:
     """Decode frames by number.
+
+    Of H.264 the frames that are neither wanted nor needed for others are passed over.
 
     Args:
         data: The whole file, opened again where it cannot be sought in.
         opened: The file, whose packets have been read.
         index: What ``read_index`` said of it.
         wanted: Frame numbers, increasing.
+        allocate: Makes room for the pixels, before any turning.
 
     Returns:
         RGB pixels [T, H, W, C], turned as the file's display matrix says.
 
     Raises:
         DecodeError: ``truncated`` if the stream ends before a wanted frame, ``corrupt`` if the decoder reports damage
-            anywhere between the key frame and the wanted frame.
+            in a frame between the key frame and the wanted frame that was not passed over.
     """
-    return _collect(coded_frames(data, opened, index, wanted), index, len(wanted))
+    pixels = allocate((len(wanted), index.height, index.width, 3))
+    if index.codec == "h264" and _seekable(index, wanted[0]):
+        with suppress(DecodeError):  # where the stream is not what it says, the reason comes from decoding all of it
+            return _collect(_seek_frames(opened, index, wanted, sparing=True), pixels)
+        with open_container(data, index.container) as again:
+            return _collect(coded_frames(data, again, index, wanted), pixels)
+    return _collect(coded_frames(data, opened, index, wanted), pixels)
+
+
+def _seekable(index: VideoIndex, first: int) -> bool:
+    """Whether there is a key frame to begin at for a frame and all behind it."""
+    return index.timestamps is not None and bool(index.keys) and index.keys[0] <= index.timestamps[first]
 
 
 def coded_frames(data: bytes, opened: "InputContainer", index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
-    """Yield frames as they come from the decoder, not turned; arguments and errors are those of ``decode_frames``."""
-    if index.timestamps is not None and index.keys and index.keys[0] <= index.timestamps[wanted[0]]:
+    """Yield frames as they come from the decoder, not turned; arguments and errors are those of ``decode_frames``.
+
+    No frame between the key frame and a wanted one is passed over.
+    """
+    if _seekable(index, wanted[0]):
         yield from _seek_frames(opened, index, wanted)
         return
     with open_container(data, index.container) as again:
@@ -252,10 +284,13 @@ def _undamaged(frame: Any) -> Any:
     return frame
 
 
-def _seek_frames(opened: "InputContainer", index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
+def _seek_frames(
+    opened: "InputContainer", index: VideoIndex, wanted: Sequence[int], *, sparing: bool = False
+) -> Iterator[Any]:
     assert index.timestamps is not None
     stream = _video_streams(opened)[0]
     _prepare(stream)
+    shown = {index.timestamps[number] for number in wanted} if sparing else None
     frames: Iterator[Any] = iter(())
     current: int | None = None
     for number in wanted:
@@ -263,7 +298,7 @@ def _seek_frames(opened: "InputContainer", index: VideoIndex, wanted: Sequence[i
         key = index.keys[bisect_right(index.keys, target) - 1]
         if current is None or key > current:
             opened.seek(key, stream=stream, backward=True, any_frame=False)
-            frames = opened.decode(stream)
+            frames = _decoded(opened, stream, shown)
         for frame in frames:
             current = frame.pts
             if current is not None and current >= key:
@@ -274,6 +309,17 @@ def _seek_frames(opened: "InputContainer", index: VideoIndex, wanted: Sequence[i
             reason: Reason = "truncated" if current is None or current < target else "corrupt"
             raise DecodeError(reason, f"no frame {number} at timestamp {target}")
         yield frame
+
+
+def _decoded(opened: "InputContainer", stream: Any, shown: set[int] | None) -> Iterator[Any]:
+    """Yield every frame; given those that are ``shown``, without others that no frame refers to."""
+    codec = stream.codec_context
+    skipped = codec.skip_frame = "DEFAULT"
+    for packet in opened.demux(stream):
+        skips = "DEFAULT" if shown is None or packet.pts in shown else "NONREF"
+        if skips != skipped:
+            skipped = codec.skip_frame = skips
+        yield from packet.decode()
 
 
 def _sequential_frames(opened: "InputContainer", index: VideoIndex, wanted: Sequence[int]) -> Iterator[Any]:
@@ -295,15 +341,16 @@ def _sequential_frames(opened: "InputContainer", index: VideoIndex, wanted: Sequ
     raise DecodeError("truncated", f"the stream ends after {number} frames, before frame {remaining[-1]}")
 
 
-def _collect(frames: Iterator[Any], index: VideoIndex, num_frames: int) -> NDArray[np.uint8]:
+def _collect(frames: Iterator[Any], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert to RGB of the size of the header, then turn upright."""
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()  # one for all frames: a fresh one per frame costs more than the conversion
-    pixels = np.empty((num_frames, index.height, index.width, 3), dtype=np.uint8)
+    _, height, width, _ = pixels.shape
     rotation = 0
     with codec_errors():
         for slot, frame in enumerate(frames):
-            pixels[slot] = reformatter.reformat(frame, index.width, index.height, "rgb24").to_ndarray()
+            # one thread: the library else starts one for each core, for every clip anew
+            pixels[slot] = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
             rotation = frame.rotation
     return np.rot90(pixels, round(rotation / 90) % 4, axes=(1, 2)) if rotation % 360 else pixels

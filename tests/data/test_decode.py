@@ -115,6 +115,40 @@ def test_frames_are_the_pictures_that_were_encoded():
         assert np.abs(frame.astype(int) - picture(number).astype(int)).mean() < 4
 
 
+def test_h264_frames_that_no_other_needs_are_passed_over():
+    clean = encode(num_frames=30, gop=15, options={"bf": "3", "b-pyramid": "normal", "threads": "1"})  # one slice each
+    frames, damaged, needed = all_frames(clean), bytearray(clean), []
+    with av.open(BytesIO(clean)) as opened:
+        shown = sorted(packet.pts for packet in opened.demux(video=0) if packet.size)
+        opened.seek(0)
+        for packet in opened.demux(video=0):
+            if packet.is_keyframe or (packet.size and bytes(packet)[4] >> 5):  # its importance
+                needed.append(shown.index(packet.pts))
+            elif packet.size:
+                low, high = packet.pos + 16, packet.pos + packet.size  # behind that header
+                damaged[low:high] = np.random.default_rng(0).bytes(high - low)
+    needed.sort()
+    assert 8 < len(needed) < 22
+    np.testing.assert_array_equal(pixels(bytes(damaged), lambda *_: needed), frames[needed])
+    np.testing.assert_array_equal(pixels(bytes(damaged), lambda *_: [needed[-1]]), frames[needed[-1:]])
+    assert reason_of(bytes(damaged)) == "corrupt"
+
+
+def test_when_passing_over_fails_every_frame_is_decoded(monkeypatch):
+    data, seek_frames, tried = encode(), decode_pyav._seek_frames, []
+
+    def failing(*arguments, sparing=False):
+        tried.append(sparing)
+        for number, frame in enumerate(seek_frames(*arguments, sparing=sparing)):
+            if sparing and number == 1:
+                raise DecodeError("corrupt", "not what it says")
+            yield frame
+
+    monkeypatch.setattr(decode_pyav, "_seek_frames", failing)
+    np.testing.assert_array_equal(pixels(data, lambda *_: [3, 9, 12]), all_frames(data)[[3, 9, 12]])
+    assert tried == [True, False]
+
+
 def test_layout_is_a_view_with_channels_last_in_memory():
     frames = decode_video(encode(width=96), lambda num_frames, fps: [0, 3]).frames
     assert frames.shape == (2, 3, 64, 96)
