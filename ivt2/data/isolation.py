@@ -8,6 +8,7 @@ ever unpickled here.
 """
 
 import json
+import math
 import mmap
 import os
 import resource
@@ -20,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, get_args
 
@@ -32,6 +32,7 @@ from ivt2.data.decode_arrays import Backend, Choose, VideoArrays, check_numbers,
 from ivt2.errors import InputError
 
 _LENGTH = struct.Struct("<I")
+_PART = 1 << 16  # bytes
 _START_S = 120.0  # until an interpreter on a busy machine has loaded its libraries
 _ORPHAN_S = 5.0  # by which the decoder process outlives a time limit that nobody enforces any more
 _OUT_OF_MEMORY = 3  # exit status
@@ -57,18 +58,33 @@ class _Channel:
         Raises:
             EOFError: the other process has gone.
         """
-        (length,) = _LENGTH.unpack(self._receive(_LENGTH.size))
-        return dict(json.loads(self._receive(length)))
+        text = self.link.recv(_PART)  # mostly all of it, as the processes take turns
+        while len(text) < _LENGTH.size or len(text) < _LENGTH.size + _LENGTH.unpack_from(text)[0]:
+            part = self.link.recv(_PART)
+            if not part:
+                raise EOFError
+            text += part
+        return dict(json.loads(text[_LENGTH.size :]))
 
     def array(self, shape: Sequence[int], dtype: "np.dtype[Any]") -> NDArray[Any]:
         """Return the block's beginning as an array; it holds until the next call of either process."""
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         num_bytes = count * dtype.itemsize
         if num_bytes > len(self._block):
             if num_bytes > os.fstat(self.memory).st_size:
                 os.ftruncate(self.memory, num_bytes)
             self._block = mmap.mmap(self.memory, num_bytes)
         return np.frombuffer(self._block, dtype, count).reshape(shape)
+
+    def pixels(self, shape: Sequence[int]) -> NDArray[np.uint8]:
+        """Like ``array``, for a decoder to write to."""
+        return self.array(shape, _BYTE)
+
+    def put(self, array: NDArray[Any]) -> None:
+        """Copy an array to the block's beginning, unless it is what lies there."""
+        block = self.array(array.shape, array.dtype)
+        if (array.ctypes.data, array.strides) != (block.ctypes.data, block.strides):
+            block[...] = array  # numpy minds that they may overlap: turned pixels do
 
     def holds(self, num_bytes: int) -> bool:
         """Whether the block has been made so large."""
@@ -77,16 +93,6 @@ class _Channel:
     def close(self) -> None:
         self.link.close()
         os.close(self.memory)
-
-    def _receive(self, num_bytes: int) -> bytes:
-        parts = []
-        while num_bytes:
-            part = self.link.recv(min(num_bytes, 1 << 16))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            num_bytes -= len(part)
-        return b"".join(parts)
 
 
 class _DiedError(Exception):
@@ -194,7 +200,7 @@ class DecoderProcess:
         self, kind: str, data: bytes, limits: Limits, options: Mapping[str, Any], choose: Choose | None = None
     ) -> tuple[dict[str, Any], NDArray[Any] | None]:
         limits.check_bytes(data)
-        request = {"kind": kind, "bytes": len(data), "limits": asdict(limits), "options": dict(options)}
+        request = {"kind": kind, "bytes": len(data), "limits": vars(limits), "options": dict(options)}
         remembered = None if choose is None else _Remembered(choose)
         running, fresh = self._started()
         try:
@@ -275,7 +281,7 @@ def _array_of(answer: Mapping[str, Any], channel: _Channel) -> NDArray[Any] | No
     if answer["shape"] is None:
         return None
     shape, dtype = [int(size) for size in answer["shape"]], _DTYPES[answer["dtype"]]
-    if min(shape) < 0 or not channel.holds(int(np.prod(shape, dtype=np.float64)) * dtype.itemsize):
+    if min(shape) < 0 or not channel.holds(math.prod(shape) * dtype.itemsize):
         raise ValueError(f"an array of {shape}")
     return channel.array(shape, dtype).copy()
 
@@ -371,7 +377,7 @@ def _answer(request: Mapping[str, Any], channel: _Channel) -> dict[str, Any]:
     array: NDArray[Any] | None
     try:
         if request["kind"] == "video":
-            array, *rest = read_video(data, _Asking(channel), limits=limits, **options)
+            array, *rest = read_video(data, _Asking(channel), limits=limits, allocate=channel.pixels, **options)
             facts = dict(zip(VideoArrays._fields[1:], rest, strict=True))
         elif request["kind"] == "image":
             array = read_image(data, limits)
@@ -381,7 +387,7 @@ def _answer(request: Mapping[str, Any], channel: _Channel) -> dict[str, Any]:
         return {"reason": error.reason, "detail": error.detail}
     if array is None:
         return {"shape": None}
-    channel.array(array.shape, array.dtype)[...] = array
+    channel.put(array)
     return {"shape": array.shape, "dtype": array.dtype.name, **facts}
 
 

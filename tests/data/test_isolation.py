@@ -4,12 +4,14 @@ import gc
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -106,6 +108,44 @@ def test_frames_are_ours_to_keep(process):
     kept = first.clone()
     decode_video(encode(num_frames=9, width=96), every, process=process)
     assert torch.equal(first, kept)
+
+
+def test_messages_arrive_whole_however_they_are_cut():
+    here, there = socket.socketpair()
+    channel = isolation._Channel(here, isolation._shared_memory())
+    sender = isolation._Channel(there, os.dup(channel.memory))
+    sender.send({"numbers": list(range(20_000))})  # more than is received at a time
+    assert channel.receive() == {"numbers": list(range(20_000))}
+    there.sendall(b"\x09\x00\x00\x00{")
+    sender.close()
+    with pytest.raises(EOFError):
+        channel.receive()
+    channel.close()
+
+
+def test_pixels_are_decoded_to_where_both_processes_see_them_and_copied_once(monkeypatch):
+    here, there = socket.socketpair()
+    memory = isolation._shared_memory()
+    channel = isolation._Channel(there, memory)
+    data = encode(num_frames=4)
+    channel.array([len(data)], isolation._BYTE)[:] = np.frombuffer(data, np.uint8)
+    options = {"backend": "auto", "start_s": None, "end_s": None, "by_time": False}
+    request = {"kind": "video", "bytes": len(data), "limits": vars(Limits()), "options": options}
+    read_video, places = isolation.read_video, []
+
+    def watched(*arguments, **named):
+        video = read_video(*arguments, **named)
+        places.append(video.pixels.ctypes.data)
+        return video
+
+    monkeypatch.setattr(isolation, "read_video", watched)
+    monkeypatch.setattr(isolation, "_Asking", lambda channel: every)
+    answer = isolation._answer(request, channel)
+    block = channel.array(answer["shape"], isolation._BYTE)
+    assert places == [block.ctypes.data]
+    assert torch.equal(torch.from_numpy(block.copy()).permute(0, 3, 1, 2), decode_video(data, every).frames)
+    here.close()
+    channel.close()
 
 
 def test_one_process_serves_many_samples_and_a_mistake_of_the_caller_ends_it(process):
