@@ -17,7 +17,7 @@ from ivt2.errors import InputError
 
 Interpolation = Literal["bicubic", "bilinear"]
 
-_CACHED_BYTES = 2 * 2**20  # of pixels resized at a time: a crop of more is copied out to memory and fetched again
+_CACHED_BYTES = 2**19  # of pixels resized at a time: a crop of more is copied out to memory and fetched again
 _SNAP = 2  # pixels by which a side of a multi-scale crop may miss the size wanted and be set to it
 # Down and right, in quarters of the room that a multi-scale crop leaves: a 3 x 3 grid and the points between.
 _QUARTERS = [(down, right) for down in (0, 2, 4) for right in (0, 2, 4)]
@@ -56,12 +56,14 @@ def resize(
     if interpolation == "bicubic" and not antialias:  # torch's uint8 kernel is another cubic, off by up to 35 here
         pixels = functional.interpolate(video.float(), (height, width), mode=interpolation, align_corners=False)
         return pixels.round().clamp(0, 255).to(video.dtype)
-    num_frames = max(1, _CACHED_BYTES // video[:1].numel()) if len(video) else 1
-    pieces = [
-        functional.interpolate(piece, (height, width), mode=interpolation, antialias=antialias)
-        for piece in torch.split(video, num_frames)
-    ]
-    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    layout = torch.channels_last if video.stride(1) == 1 else torch.contiguous_format
+    resized = torch.empty((*video.shape[:2], height, width), dtype=video.dtype, memory_format=layout)
+    num_frames = max(1, _CACHED_BYTES // max(video[:1].numel(), 1))
+    for begin in range(0, len(video), num_frames):
+        piece = video[begin : begin + num_frames]
+        pixels = functional.interpolate(piece, (height, width), mode=interpolation, antialias=antialias)
+        resized[begin : begin + num_frames] = pixels
+    return resized
 
 
 def view_corner(height: int, width: int, size: int, *, view: int = 0, num_views: int = 1) -> tuple[int, int]:
