@@ -1,9 +1,10 @@
-"""Sweeps (``-m``): every job is a fresh process of the same program, one after the other.
+"""Sweeps (``-m``): every job is a fresh process of the same program, here one after the other.
 
 Hydra's sweeper expands the overrides and its launcher calls the job's function as usual; the door puts :class:`Sweep`
 in the place of that function. A job inside the sweeping process could not start several ranks, because Lightning starts
 them by executing the command line again, ``-m`` included. Hydra instantiates launchers of its own packages only, which
-is why this is not one.
+is why this is not one. A launcher that hands jobs to a cluster (``hydra/launcher=submitit_slurm``) takes a copy of it
+there, where it starts the same process.
 """
 
 import json
@@ -41,7 +42,8 @@ class Job:
     objective: float | None
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
+    """Return the beginning of the command line that starts this program again."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     return [sys.executable, str(Path(sys.argv[0]).resolve())] if spec is None else [sys.executable, "-m", spec.name]
@@ -52,16 +54,17 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def job_command(hydra: Any, flags: Sequence[str]) -> list[str]:
+def job_command(start: Sequence[str], hydra: Any, flags: Sequence[str]) -> list[str]:
     """Command line of one job.
 
     Args:
+        start: Beginning of the command line, as ``program`` gives it.
         hydra: Hydra's own configuration of the job.
         flags: Flags that say where the configuration lies, as given to the sweep.
     """
     settings = [text for text in hydra.overrides.hydra if not text.lstrip("+~").startswith(_NOT_FOR_JOBS)]
     folder = f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}"
-    return [*_program(), *flags, *hydra.overrides.task, *settings, folder, "hydra.mode=RUN"]
+    return [*start, *flags, *hydra.overrides.task, *settings, folder, "hydra.mode=RUN"]
 
 
 def _objective(folder: Path) -> float | None:
@@ -78,9 +81,14 @@ class Sweep:
 
     def __init__(self, flags: Sequence[str] = ()) -> None:
         self._flags = list(flags)
+        self._program = program()
+        self._elsewhere = False
         self._folder: Path | None = None
         self._parent: ParentRun | None = None
         self.jobs: list[Job] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_elsewhere": True}
 
     def _start(self, cfg: DictConfig, folder: Path) -> None:
         self._folder = folder
@@ -97,15 +105,22 @@ class Sweep:
 
         Returns:
             The job's objective; NaN when it failed or returned nothing.
+
+        Raises:
+            ValueError: A launcher took the job elsewhere and it failed; the launcher brings this back when all
+                jobs are over, and the sweep ends with its line.
         """
         folder = Path(hydra.runtime.output_dir)
-        if self._folder is None:
+        if self._folder is None and not self._elsewhere:
             self._start(cfg, Path(hydra.sweep.dir).resolve())
         parent = {} if self._parent is None else self._parent.environment()
         start = time.monotonic()
-        line = job_command(hydra, self._flags)
+        line = job_command(self._program, hydra, self._flags)
         code = subprocess.run(line, env=os.environ | parent, check=False).returncode  # noqa: S603 - this same program
         seconds = round(time.monotonic() - start, 1)
+        if code and self._elsewhere:
+            job = " ".join(hydra.overrides.task)
+            raise ValueError(f"job {job}: ended with exit status {code}; see the logs in {hydra.sweep.dir}")
         value = None if code else _objective(folder)
         job = Job(list(hydra.overrides.task), str(folder), code, seconds, value)
         self.jobs.append(job)

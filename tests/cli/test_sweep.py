@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ivt2.cli.sweep import job_command
+from ivt2.cli.door import CONF
+from ivt2.cli.sweep import job_command, program
 from ivt2.cli.tracking import mlflow_logger
 
 PROBE = Path(__file__).parent / "probe" / "probe.py"
@@ -29,7 +31,7 @@ def test_a_job_gets_its_overrides_and_none_of_the_sweeps(tmp_path, monkeypatch):
         "+hydra.job.env_set.A=b",
         "hydra.verbose=true",
     ]
-    line = job_command(hydra_of(tmp_path, settings), ["--config-name", "other"])
+    line = job_command(program(), hydra_of(tmp_path, settings), ["--config-name", "other"])
     assert line[:2] == [sys.executable, str(Path("train.py").resolve())]
     assert line[2:] == [
         *("--config-name", "other", "x=1", "colour=blue", "+hydra.job.env_set.A=b", "hydra.verbose=true"),
@@ -40,7 +42,7 @@ def test_a_job_gets_its_overrides_and_none_of_the_sweeps(tmp_path, monkeypatch):
 
 def test_a_module_is_started_again_as_a_module(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", json.__spec__)
-    assert job_command(hydra_of(tmp_path), [])[:3] == [sys.executable, "-m", "json"]
+    assert program() == [sys.executable, "-m", "json"]
 
 
 def sweep(folder, *arguments):
@@ -72,6 +74,23 @@ def test_a_sweep_can_be_asked_for_by_a_preset(tmp_path):
     assert done.returncode == 0
     table = json.loads((tmp_path / "outputs" / "sweep" / "sweep.json").read_text())["jobs"]
     assert [job["objective"] for job in table] == [16.0, 25.0]
+
+
+@pytest.mark.slow
+def test_a_launcher_may_take_the_jobs_elsewhere_and_a_failed_one_is_named(tmp_path):
+    done = sweep(tmp_path, "-m", "x=1", "network=null", "fail=input,null", "hydra/launcher=submitit_local")
+    assert done.returncode == 2
+    last = "job x=1 network=null fail=input: ended with exit status 2; see the logs in ./outputs/sweep"
+    assert done.stderr.splitlines()[-1] == last
+    assert (tmp_path / "outputs" / "sweep" / "1" / "objective.json").exists()
+    assert not (tmp_path / "outputs" / "sweep" / "0" / "objective.json").exists()
+
+
+@pytest.mark.parametrize("root", sorted(file.stem for file in CONF.glob("*.yaml")))
+def test_every_command_knows_where_its_sweeps_lie(root):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(root, overrides=["++name=any"], return_hydra_config=True)
+    assert cfg.hydra.sweep.dir.removeprefix("./").startswith("outputs/sweep/")
 
 
 def test_the_folder_of_the_database_is_made(tmp_path):
