@@ -33,8 +33,8 @@ OVERFIT = [
     "+datamodule.train_captions=first",
     "+datamodule.eval_captions=first",
     "datamodule.global_batch_size=6",
-    "datamodule.num_workers=0",  # or fifty epochs would start a hundred decoder processes
-    "trainer.max_epochs=50",
+    "datamodule.num_workers=0",  # or forty epochs would start eighty decoder processes
+    "trainer.max_epochs=40",
     "trainer.limit_val_batches=0",
 ]
 
@@ -50,7 +50,7 @@ def test_a_model_learns_twelve_recordings_by_heart(tmp_path):
         ROOT,
         *["-m", "ivt2.cli.shards", "source=jsonl", f"annotations={FOLDER / 'captions.jsonl'}"],
         *[f"media_root={FOLDER}", f"output={tmp_path / 'clips'}", "max_samples=5", "budget=0"],
-        # small frames with many key frames: as they are, decoding would take nearly all the time of the fifty epochs
+        # small frames with many key frames: as they are, decoding would take nearly all the time of the forty epochs
         *["preparation=sparse", "preparation.video.short_side=96"],
     )
     assert packed.returncode == 0, packed.stderr
