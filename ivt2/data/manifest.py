@@ -14,6 +14,8 @@ from ivt2.data.workers import in_order
 from ivt2.errors import InputError
 
 MANIFEST_NAME = "manifest.json"
+PACKING_NAME = ".packing"
+"""Folder beside shards that are being packed; it goes when the manifest is there."""
 MANIFEST_VERSION = 2
 """Version 1 had no index files and no sources."""
 

@@ -17,12 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ivt2.data.manifest import MANIFEST_NAME, ShardInfo
+from ivt2.data.manifest import MANIFEST_NAME, PACKING_NAME, ShardInfo
 from ivt2.data.media_files import file_state
 from ivt2.data.shard_file import replace_file
 from ivt2.errors import InputError
 
-_FOLDER = ".packing"
 _PLAN = "plan.json"
 _SHARD_FILE = re.compile(r"\.?shard-\d{6,}(_\d+)?\.(tar|index)(\.partial)?")
 RECORDS = "records"
@@ -75,7 +74,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / _FOLDER
+        self._path = folder / PACKING_NAME
 
     @property
     def exists(self) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from ivt2.data.ledger import SampleError
-from ivt2.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, SourceFile, read_manifest
+from ivt2.data.manifest import MANIFEST_NAME, PACKING_NAME, Manifest, ShardInfo, SourceFile, read_manifest
 from ivt2.data.remote import RemoteFiles, ShardCache, is_address
 from ivt2.data.shard_file import Member, OpenShard, check_key, encode, replace_file, sync_shards
 from ivt2.data.shard_index import SampleTable, fingerprint
@@ -278,6 +278,8 @@ class ShardSet:
         found = _sizes(folder)
         if not found and (manifest is None or not manifest.shards):
             raise InputError(f"{folder}: holds no shards (*.tar); write some with {_WRITER}")
+        if manifest is None and (folder / PACKING_NAME).exists():
+            raise InputError(f"{folder}: is not packed to the end; run the same command again, or join its parts")
         if manifest is None:
             return cls._open_foreign(folder, found)
         promised = {shard.name for shard in manifest.shards}

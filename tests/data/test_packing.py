@@ -269,6 +269,8 @@ def test_beyond_the_budget_what_is_done_stays_and_a_larger_one_goes_on(tmp_path)
     with pytest.raises(InputError, match=r"1 corrupt\), for example web:3\.mp4"):
         packed(records, media, folder, max_samples=2, preparation=bad)
     assert not (folder / MANIFEST_NAME).exists()
+    with pytest.raises(InputError, match="not packed to the end"):
+        ShardSet.open(folder)
     manifest, ledger = packed(records, media, folder, 1, max_samples=2, preparation=bad)
     assert ledger.by_reason() == {"corrupt": 1}
     assert [shard.samples for shard in manifest.shards] == [2, 1, 2]
