@@ -31,6 +31,7 @@ RUN = [
     "vision_encoder.image_size=32",
     "text_encoder.dropout=0.1",  # draws from generators that a resume must restore
     "trainer.max_epochs=2",
+    "+datamodule.budget=1.0",
     "trainer.limit_val_batches=0",
     "trainer.log_every_n_steps=1",
 ]
@@ -67,7 +68,8 @@ def saved_step(folder):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    write_clips(tmp_path / "clips", num=40, max_samples=10)
+    broken = {n: {"mp4": b"", "json": {"caption": "x"}} for n in (3, 8, 14, 22, 29, 37)}
+    write_clips(tmp_path / "clips", num=40, max_samples=10, bad=broken)
     whole = begin(tmp_path / "whole")
     finish(whole())
 
@@ -93,3 +95,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert saved_step(checkpoints) == NUM_STEPS
     ours, theirs = ((tmp_path / name / "run" / "checkpoints" / "last.ckpt") for name in ("killed", "whole"))
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    lists = [(tmp_path / name / "run" / "skipped.jsonl").read_bytes() for name in ("killed", "whole")]
+    assert lists[0] == lists[1]
+    assert lists[0].count(b"\n") == 12
