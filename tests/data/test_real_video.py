@@ -99,15 +99,15 @@ def test_random_frames(name, backend):
         assert or_skip(name, chosen, backend) == [expected[number] for number in chosen]
 
 
-def shown_in_the_middle_of_parts(name, num_parts):
-    """Frame on the screen in the middle of every chosen part, one part for each frame, by a loop over their times."""
+def shown_in_the_middle_of_parts(name, num_chosen):
+    """Frame on the screen in the middle of each chosen part, one part for each frame, by a loop over their times."""
     with av.open(BytesIO(read(name))) as source:
         stream = source.streams.video[0]
         times = sorted(
             float(packet.pts * stream.time_base) for packet in source.demux(stream) if packet.pts is not None
         )
         part_s = (times[-1] - times[0] + 1 / float(stream.average_rate)) / len(times)
-    moments = [times[0] + (number + 0.5) * part_s for number in middle(len(times), num_parts)]
+    moments = [times[0] + (number + 0.5) * part_s for number in middle(len(times), num_chosen)]
     return [sum(time <= moment for time in times) - 1 for moment in moments]
 
 
@@ -120,7 +120,7 @@ def test_recordings_are_packed_validated_streamed_and_decoded_frame_exactly(tmp_
     monkeypatch.chdir(tmp_path)
     packing = ["source=jsonl", f"annotations={FOLDER / 'captions.jsonl'}", f"media_root={FOLDER}", "output=clips"]
     assert run_main(shards.main, ["shards", *packing, "max_samples=5", "budget=0"], monkeypatch) in {0, None}
-    checking = ["shards=clips", "decode=1.0", "hashes=true", "budget=0", "output=validation.json"]
+    checking = ["shards=clips", "decode=1.0", "num_frames=2", "hashes=true", "budget=0", "output=validation.json"]
     assert run_main(validate.main, ["validate", *checking], monkeypatch) in {0, None}, capsys.readouterr()
     facts = json.loads((tmp_path / "validation.json").read_text())
     assert facts["decoding"] == {"chosen": 12, "decoded": 12, "failed": 0}
@@ -130,7 +130,7 @@ def test_recordings_are_packed_validated_streamed_and_decoded_frame_exactly(tmp_
         train={"clips": "clips"},
         val={"clips": "clips"},
         tokenizer=no_text,
-        num_frames=8,
+        num_frames=4,
         train_transforms=[],
         eval_transforms=[],
         train_sampling=middle,
@@ -144,11 +144,11 @@ def test_recordings_are_packed_validated_streamed_and_decoded_frame_exactly(tmp_
     for batch in datamodule.train_dataloader():
         name = files[batch["key"][0]]
         streamed.append(name)
-        original = decode_video(read(name), lambda length, _: middle(length, 8), by_time=True).frames
+        original = decode_video(read(name), lambda length, _: middle(length, 4), by_time=True).frames
         assert torch.equal(batch["video"][0], original), name
         expected = judge(name)
         found = [digest(frame.permute(1, 2, 0).contiguous().numpy().tobytes()) for frame in batch["video"][0]]
-        assert found == [expected[number] for number in shown_in_the_middle_of_parts(name, 8)], name
+        assert found == [expected[number] for number in shown_in_the_middle_of_parts(name, 4)], name
     assert sorted(streamed) == sorted(files.values())
 
 
