@@ -288,6 +288,37 @@ def test_a_file_that_was_repaired_is_tried_again(tmp_path):
     assert notes.read_text().split() == ["0.mp4", "1.mp4", "2.mp4", "2.mp4", "3.mp4"]
 
 
+def test_what_an_interruption_or_a_power_cut_left_is_put_right(tmp_path):
+    media, folder = tmp_path / "media", tmp_path / "set"
+    records = clips(media, 6)
+    packed(records, media, tmp_path / "whole", max_samples=2)
+    with pytest.raises(InputError, match="1 corrupt"):
+        packed(records, media, folder, max_samples=2, preparation=Counted(tmp_path / "notes", "5.mp4"))
+    with pytest.raises(InputError, match=r"another packing \(with other records\)"):
+        packed(records[1:], media, folder, max_samples=2, preparation=Counted(tmp_path / "notes"))
+    os.truncate(folder / "shard-000000.tar", 512)
+    (folder / "shard-000001.index").write_bytes(b"")
+    for stray in (".shard-000001.tar.partial", "shard-000009_0001.tar", "shard-000009.index"):
+        (folder / stray).write_bytes(b"x")
+    os.utime(media / "5.mp4")
+    packed(records, media, folder, max_samples=2)
+    assert content(folder) == content(tmp_path / "whole")
+
+
+class Uneven(Keep):
+    """The first file takes longer to be found bad than the second."""
+
+    def __call__(self, kind, data, record):
+        time.sleep(0.3 if record.file == "0.mp4" else 0)
+        raise SampleError("corrupt" if record.file == "0.mp4" else "truncated")
+
+
+def test_records_are_accounted_for_in_their_order(tmp_path):
+    records = clips(tmp_path / "media", 2)
+    with pytest.raises(InputError, match=r"1 of 1 samples cannot be used \(1 corrupt\)"):
+        packed(records, tmp_path / "media", tmp_path / "set", max_samples=1, num_processes=2, preparation=Uneven())
+
+
 class Deadly(Keep):
     """Ends or stops its process at some files."""
 
