@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ivt2.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, digest, read_manifest
+from ivt2.data.manifest import MANIFEST_NAME, PACKING_NAME, Manifest, ShardInfo, digest, read_manifest
 from ivt2.data.shard_file import replace_file
 from ivt2.data.shard_index import SampleTable
 from ivt2.data.tar_index import scan
@@ -85,10 +85,14 @@ def shard_names(folder: Path) -> list[str]:
     """Return the shards of a folder, in the order that numbers their samples.
 
     Raises:
-        InputError: when there are none.
+        InputError: when there are none, or they are not finished.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of the shards")
+    if (folder / PACKING_NAME).exists():
+        raise InputError(
+            f"{folder}: is being packed; let `python -m ivt2.cli.shards` finish it, which writes the index"
+        )
     names = sorted(path.name for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not names:
         raise InputError(f"{folder}: holds no shards (*.tar); give the folder of the shards")

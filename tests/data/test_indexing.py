@@ -153,6 +153,10 @@ def test_a_folder_that_cannot_be_indexed_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"<html>" * 200)
     with pytest.raises(InputError, match=r"a\.tar: is not a tar file"):
         index_shards(tmp_path)
+    (tmp_path / ".packing").mkdir()
+    with pytest.raises(InputError, match="is being packed"):
+        index_shards(tmp_path)
+    (tmp_path / ".packing").rmdir()
     write_tar(tmp_path / "a.tar", ["a.pth"])
     with pytest.raises(InputError, match=r"a\.tar: has no readable sample"):
         index_shards(tmp_path)
