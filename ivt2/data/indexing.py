@@ -89,7 +89,7 @@ def shard_names(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of the shards")
-    if (folder / PACKING_NAME).exists():
+    if (folder / PACKING_NAME).exists() and not (folder / MANIFEST_NAME).exists():
         raise InputError(
             f"{folder}: is being packed; let `python -m ivt2.cli.shards` finish it, which writes the index"
         )
