@@ -12,6 +12,7 @@ FPS = 30
 _PAN = 48  # pixels that the view moves each way over the background
 _PERIOD_S = 7.0  # of its movement
 _GRAINS = 4
+_COLOUR = 0.3  # spread of the channels around the brightness, in parts of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +131,13 @@ def _frames(footage: Footage, seed: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _texture(draws: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """Noise of four sizes, the coarse ones strongest, as natural pictures have it."""
+    """Noise of four sizes, the coarse ones strongest; as in natural pictures, colour varies less than brightness."""
     from PIL import Image
 
     total = np.full((height, width, 3), 128, np.float32)
     for cell, strength in ((96, 45), (32, 25), (12, 12), (5, 6)):
         small = draws.normal(0, strength, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        small = small[..., :1] + _COLOUR * small
         for channel in range(3):
             plane = Image.fromarray(small[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
             total[..., channel] += np.asarray(plane)

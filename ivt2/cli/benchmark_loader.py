@@ -1,5 +1,6 @@
 """What a loader adds to its decoder: clips a second of both, with as many processes."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from ivt2.cli.benchmark_timing import Cost, Figure, Stopwatch, in_processes, int
 from ivt2.data.sampling import middle
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ivt2.data.isolation import DecoderProcess
     from ivt2.data.transforms import Transform
     from ivt2.datamodules.media_text import MediaTextDataModule
@@ -149,16 +152,38 @@ def loader_turn(shards: Path, *, num_frames: int, num_batches: int, num_workers:
         isolate: decode beside each worker.
     """
     data = datamodule(shards, num_frames=num_frames, num_workers=num_workers, isolate=isolate)
+    made = _Counter()
+    data.train_transforms.append(made)
     data.setup("fit")
     batches = iter(data.train_dataloader())
     for _ in range(_READY_BATCHES * num_workers):
         next(batches)
-    watch = Stopwatch()
+    watch, before = Stopwatch(), made.value
     sizes = [len(next(batches)["key"]) for _ in range(num_batches)]
-    cost = watch.read()
+    cost, num_made = watch.read(), made.value - before
     batches.close()  # type: ignore[attr-defined]  # a generator; this ends the workers
     assert sizes == [BATCH_SIZE] * num_batches
-    return cost
+    # workers are some batches ahead, at the end by more or by less than at the beginning: what they made is what counts
+    share = num_batches * BATCH_SIZE / num_made
+    return Cost(cost.wall_s * share, cost.cpu_s * share)
+
+
+class _Counter:
+    """A transform that changes nothing and counts the clips of all workers."""
+
+    def __init__(self) -> None:
+        self._count = multiprocessing.get_context("fork").Value("q", 0)
+
+    @property
+    def value(self) -> int:
+        """Clips so far."""
+        return int(self._count.value)
+
+    def __call__(self, video: "Tensor", generator: np.random.Generator) -> "Tensor":  # noqa: ARG002
+        """Count one clip."""
+        with self._count.get_lock():
+            self._count.value += 1
+        return video
 
 
 def decoding(
