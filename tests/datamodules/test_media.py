@@ -19,7 +19,6 @@ from tests.datamodules.clip_sets import LetterTokenizer, datamodule
 from tests.datamodules.media_sets import facts, hiss, sounding, write_media
 
 NUMBERS = {"image": 24, "video": 14, "audio": 12, "audio_video": 13}
-SHAPES = {"video": (4, 2, 3, 16, 16), "audio": (4, 998, 64)}
 HOLDS = {"image": {"video"}, "video": {"video"}, "audio": {"audio"}, "audio_video": {"video", "audio"}}
 
 
@@ -262,8 +261,9 @@ def test_mistakes_of_evaluation_sets_and_batch_sizes_are_named(sources):
         InputError, match=r"says nothing of image, which train\.web holds; add global_batch_size\.image"
     ):
         ready({"web": sources["image"]}, global_batch_size={"video": 4}).train_dataloader()
-    with pytest.raises(InputError, match="global_batch_size=12: cannot be shared by 5 processes"):
-        ready(sources, share=(0, 5), global_batch_size={**SIZES, "image": 20}).train_dataloader()
+    for sizes, wrong in (({**SIZES, "image": 20}, 12), ({**dict.fromkeys(SIZES, 10), "image": 24}, 24)):
+        with pytest.raises(InputError, match=f"global_batch_size={wrong}: cannot be shared by 5 processes"):
+            ready(sources, share=(0, 5), global_batch_size=sizes).train_dataloader()
 
 
 def test_evaluation_asks_for_each_shard_well_before_it_is_read(sources, monkeypatch):
