@@ -65,6 +65,15 @@ def test_a_trained_vocabulary_is_used_again(tmp_path, sets, monkeypatch):
     assert len(files(tmp_path)) == 1
 
 
+def test_sources_with_options_are_read_like_plain_folders(tmp_path, sets, monkeypatch):
+    first = opened(tmp_path, sets)
+    monkeypatch.setattr(vocabulary, "train_vocabulary", lambda *_: pytest.fail("trained again"))
+    options = {name: {"shards": folder, "medium": "video"} for name, folder in sets.items()}
+    assert opened(tmp_path, options).vocabulary == first.vocabulary
+    with pytest.raises(InputError, match=r"datamodule\.train\.cats: names no shards; add train\.cats\.shards="):
+        opened(tmp_path, {"cats": {"medium": "video"}})
+
+
 @pytest.mark.parametrize("change", ["size", "shards", "content"])
 def test_other_content_or_size_is_another_vocabulary(tmp_path, sets, change):
     opened(tmp_path, sets)
