@@ -119,8 +119,8 @@ class Sweep:
         code = subprocess.run(line, env=os.environ | parent, check=False).returncode  # noqa: S603 - this same program
         seconds = round(time.monotonic() - start, 1)
         if code and self._elsewhere:
-            job = " ".join(hydra.overrides.task)
-            raise ValueError(f"job {job}: ended with exit status {code}; see the logs in {hydra.sweep.dir}")
+            overrides = " ".join(hydra.overrides.task)
+            raise ValueError(f"job {overrides}: ended with exit status {code}; see the logs in {hydra.sweep.dir}")
         value = None if code else _objective(folder)
         job = Job(list(hydra.overrides.task), str(folder), code, seconds, value)
         self.jobs.append(job)
