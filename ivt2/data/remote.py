@@ -39,6 +39,7 @@ _FOREIGN_ERRORS = (
 )
 """What libraries raise when a transfer fails, where it is not an OSError."""
 _CHUNK = 1 << 20
+_LOCK_POLL_S = 0.02
 
 _Result = TypeVar("_Result")
 
@@ -105,7 +106,7 @@ class ShardCache:
         partial = path.with_suffix(".partial")
         file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock_while(file, lambda: _is_at(file, partial))
             if path.exists() and _is_at(file, partial):  # finished just before this file was made anew
                 partial.unlink()
             yield file if _is_at(file, partial) else None
@@ -316,6 +317,18 @@ def _transfer_errors() -> tuple[type[BaseException], ...]:
         if importlib.util.find_spec(module.partition(".")[0]) is not None:
             found.append(getattr(importlib.import_module(module), name))
     return tuple(found)
+
+
+def _lock_while(file: int, worth_it: Callable[[], bool]) -> None:
+    """Wait for an exclusive lock as long as it is worth it.
+
+    A fetched file keeps its inode when it gets its name: its readers' locks would hold up those who waited for it.
+    """
+    while worth_it():
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOCK_POLL_S)
 
 
 def _lock_existing(path: Path) -> int | None:

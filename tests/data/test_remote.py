@@ -252,6 +252,28 @@ def test_one_process_waits_for_the_other(tmp_path):
     assert fetched == [2]
 
 
+def test_who_waits_for_a_file_goes_on_although_the_first_reader_keeps_it_open(tmp_path):
+    """Both locks are on one inode: the reader's would keep the waiter out for as long as the shard is open."""
+    cache, name, began = ShardCache(tmp_path), "b" * 64, threading.Event()
+    opened = []
+
+    def fetch(file):
+        began.set()
+        time.sleep(0.2)
+        os.write(file, b"x")
+
+    first = threading.Thread(target=lambda: opened.append(cache.open(name, 1, fetch)))
+    second = threading.Thread(target=lambda: opened.append(cache.open(name, 1, fetch)), daemon=True)
+    first.start()
+    began.wait(5)
+    second.start()
+    first.join(5)
+    second.join(5)
+    assert not second.is_alive()
+    for file in opened:
+        os.close(file)
+
+
 def test_names_in_a_manifest_cannot_leave_the_cache(tmp_path):
     with pytest.raises(SampleError):
         ShardCache(tmp_path).open("../" + "0" * 61, 1, lambda file: None)

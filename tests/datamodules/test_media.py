@@ -287,12 +287,15 @@ def test_each_rank_asks_for_its_own_part_of_later_evaluation_batches(sources):
     assert sorted(index for part in parts for index in part.ahead.tolist()) == list(range(6, 24))
 
 
-def test_remote_sets_are_evaluated_like_local_ones(sources, tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_remote_sets_are_evaluated_like_local_ones(sources, tmp_path, monkeypatch, num_workers):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     memory = fsspec.filesystem("memory")
     memory.put(sources["video"], "/media/video", recursive=True)
     sets = {"here": sources["video"], "there": "memory://media/video"}
-    here, there = (list(loader) for loader in ready(val=sets, stage="validate").val_dataloader())
+    here, there = (
+        list(loader) for loader in ready(val=sets, stage="validate", num_workers=num_workers).val_dataloader()
+    )
     memory.rm("/media", recursive=True)
     assert [batch["key"] for batch in here] == [batch["key"] for batch in there]
     assert all(torch.equal(*(batch["video"] for batch in pair)) for pair in zip(here, there, strict=True))
