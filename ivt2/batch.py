@@ -92,6 +92,23 @@ class RetrievalBatch(TypedDict):
     skipped: list[Skipped]
 
 
+class ClipBatch(TypedDict):
+    """Clips without text, all of one source: a step of masked learning, or a part of a labelled set."""
+
+    video: UInt8[Tensor, "B T C H W"]
+    """As in ``MediaTextBatch``."""
+    sample_id: Int64[Tensor, "B"]
+    """Identity of the clip over all training sources; in an evaluation set its position."""
+    seed: Int64[Tensor, "B"]
+    """Pure function of (seed, epoch, sample): the key of every random choice made about this sample."""
+    label: Int64[Tensor, "B"]
+    """Number of the class, -1 where there is none."""
+    key: list[str]
+    source: str
+    skipped: list[Skipped]
+    """Samples of this step that could not be used; the batch is shorter by as many."""
+
+
 class TextDataModule(Protocol):
     """What a module may ask of a datamodule that tokenizes text."""
 
