@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,14 +30,15 @@ _ROUNDING_S = 1e-6  # a frame shown at a moment of the grid belongs to it
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPreset:
-    """How video is encoded anew: H.264 4:2:0 in mp4, closed groups of pictures, no B-frames, cheap to decode.
+    """How video is encoded anew: H.264 4:2:0 in mp4, closed groups of pictures, cheap to decode.
 
     A frame is decoded from the last key frame on, so short groups of small pictures are what makes reading a few
-    frames of a clip cheap.
+    frames of a clip cheap; and B-frames, to which no other frame refers here, are passed over by our reader.
 
     Args:
         short_side: pixels of the shorter side, even; a smaller video keeps its size, made even.
         gop: frames from one key frame to the next.
+        b_frames: between two frames that others refer to, from 0 to 16; 0 is for readers that decode every frame.
         max_fps: a video of more frames a second keeps those that are on the screen so often; None keeps all.
         crf: quality, from 1 (best) to 51.
         speed: of the encoder, an x264 preset.
@@ -48,6 +49,7 @@ class VideoPreset:
 
     short_side: int = 256
     gop: int = 15
+    b_frames: int = 3
     max_fps: float | None = None
     crf: int = 23
     speed: str = "veryfast"
@@ -57,6 +59,8 @@ class VideoPreset:
             raise InputError(f"short_side={self.short_side}: give an even number of pixels, at least 16")
         if self.gop < 1 or not 1 <= self.crf <= 51:
             raise InputError(f"gop={self.gop}, crf={self.crf}: give a gop of at least 1 and a crf from 1 to 51")
+        if not 0 <= self.b_frames <= 16:
+            raise InputError(f"b_frames={self.b_frames}: give a number from 0 to 16")
         if self.max_fps is not None and not 0 < self.max_fps < float("inf"):
             raise InputError(f"max_fps={self.max_fps}: give a positive number, or null to keep all frames")
         if self.speed not in _SPEEDS:
@@ -78,7 +82,9 @@ class VideoPreset:
             "g": str(self.gop),
             "keyint_min": str(self.gop),
             "sc_threshold": "0",  # no key frame in between
-            "bf": "0",
+            "bf": str(self.b_frames),
+            "b_strategy": "0",  # as many everywhere, so that a frame costs the same whatever the clip shows
+            "b-pyramid": "none",  # no frame refers to them
             "threads": "1",  # the bytes depend on their number
             # with it x264 (core 165) now and then gives other bytes for equal frames, small ones at least
             "mbtree": "0",
@@ -96,9 +102,14 @@ class _Timing(NamedTuple):
     """When the new frames are shown."""
 
     ticks: list[int]
-    durations: list[int]
-    """In ticks."""
+    last: int
+    """Ticks for which the last frame is shown."""
     tick_s: Fraction
+
+    @property
+    def delay(self) -> int:
+        """The longest time in ticks from one frame to the next."""
+        return max((after - before for before, after in pairwise(self.ticks)), default=0)
 
 
 def encode_video(
@@ -177,16 +188,17 @@ def _timing(index: VideoIndex, numbers: Sequence[int], stop_s: float, frame: "Vi
         tick_s = frame.time_base
         ticks = [index.timestamps[number] - index.timestamps[numbers[0]] for number in numbers]
     rest = round((stop_s - float(index.times_s[numbers[-1]])) / float(tick_s))
-    return _Timing(ticks, [*np.diff(ticks).tolist(), max(rest, 1)], tick_s)
+    return _Timing(ticks, max(rest, 1), tick_s)
 
 
 def _encoded(frames: "Iterator[VideoFrame]", timing: _Timing, preset: VideoPreset, index: VideoIndex) -> bytes:
     import av
 
     file = BytesIO()
-    options = {"fflags": "bitexact", "movflags": "faststart"}
-    rate = Fraction(len(timing.ticks), sum(timing.durations)) / timing.tick_s
-    durations = iter(timing.durations)
+    # times that can be negative make the first frame begin at 0 without an edit list
+    options = {"fflags": "bitexact", "movflags": "faststart+negative_cts_offsets"}
+    rate = Fraction(len(timing.ticks), timing.ticks[-1] + timing.last) / timing.tick_s
+    places = iter(timing.ticks)
     with (
         _encoder_errors(),
         # to put the header in front, the muxer reads what it has written
@@ -201,14 +213,20 @@ def _encoded(frames: "Iterator[VideoFrame]", timing: _Timing, preset: VideoPrese
                 coder.colorspace, coder.color_range = frame.colorspace, frame.color_range
                 coder.color_primaries, coder.color_trc = frame.color_primaries, frame.color_trc
             frame.pts, frame.time_base = tick, timing.tick_s
-            _mux(mp4, stream.encode(frame), durations)
-        _mux(mp4, stream.encode(None), durations)
+            _mux(mp4, stream.encode(frame), places, timing)
+        _mux(mp4, stream.encode(None), places, timing)
     return file.getvalue()
 
 
-def _mux(output: Any, packets: Any, durations: Iterator[int]) -> None:
+def _mux(output: Any, packets: Any, places: Iterator[int], timing: _Timing) -> None:
+    """Store packets in the rhythm of the frames, the i-th one at the time of the i-th frame less a delay.
+
+    A frame that B-frames refer to is stored before them, but no frame more than one place behind its own, so the delay
+    is enough; and the file is exactly as long as its frames are shown.
+    """
     for packet in packets:
-        packet.duration = next(durations)  # the encoder forgets it, and that of the last frame would be guessed
+        packet.dts = next(places) - timing.delay
+        packet.duration = timing.last  # the muxer takes that of the last packet alone, which would be guessed
         output.mux(packet)
 
 

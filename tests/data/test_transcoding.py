@@ -85,6 +85,19 @@ def length_s(data):
         return float(stream.duration * stream.time_base)
 
 
+def whole_length_s(data):
+    """Length of all tracks as the header states it."""
+    with av.open(BytesIO(data)) as opened:
+        return opened.duration / 1_000_000
+
+
+def picture_types(data, skip_frame="DEFAULT"):
+    """Letters of the frames that a decoder shows."""
+    with av.open(BytesIO(data)) as opened:
+        opened.streams.video[0].codec_context.skip_frame = skip_frame
+        return "".join(av.video.frame.PictureType(frame.pict_type).name for frame in opened.decode(video=0))
+
+
 def change(first, second):
     return np.abs(brightness(first) - brightness(second)).mean()
 
@@ -155,11 +168,33 @@ def test_format_is_cheap_to_decode():
     assert [index.timestamps.index(key) for key in index.keys] == list(range(0, 40, 7))
     with av.open(BytesIO(data)) as opened:
         assert len(opened.streams) == 1
+    assert picture_types(data) == 5 * "IBBBPBP" + "IBBBP"
+    assert picture_types(data, skip_frame="NONREF") == 5 * "IPP" + "IP"
+
+
+def test_without_b_frames_frames_are_stored_as_they_are_shown():
+    data = encode_video(encode(num_frames=20), VideoPreset(gop=7, b_frames=0)).data
+    with av.open(BytesIO(data)) as opened:
         packets = [packet for packet in opened.demux(video=0) if packet.size]
-        assert [packet.pts for packet in packets] == [packet.dts for packet in packets]
-        opened.seek(0)
-        types = "".join(av.video.frame.PictureType(frame.pict_type).name for frame in opened.decode(video=0))
-    assert types == ("I" + 6 * "P") * 5 + "IPPPP"
+    assert [packet.pts for packet in packets] == [packet.dts for packet in packets]
+    assert picture_types(data) == 2 * "IPPPPPP" + "IPPPPP"
+
+
+@pytest.mark.parametrize("b_frames", [1, 3])
+def test_any_frame_can_be_sought_however_long_the_pauses_are(b_frames):
+    ticks = [0, 1, 2, 3, 300, 301, 303, 304, 344, 345, 346, 900, 901, 940, 941, 942, 943]
+    data = encode_video(encode(num_frames=17, ticks=ticks, fps=30), VideoPreset(gop=5, b_frames=b_frames)).data
+    every = frames(data)
+    assert index_of(data).times_s == pytest.approx([tick / 30 for tick in ticks])
+    for number in range(17):
+        np.testing.assert_array_equal(
+            decode_video(data, lambda *_, i=number: [i]).frames.permute(0, 2, 3, 1)[0], every[number]
+        )
+
+
+def test_header_states_the_length_of_a_variable_rate():
+    data = encode(num_frames=16, ticks=TICKS, fps=30)
+    assert whole_length_s(encode_video(data, FINE).data) == pytest.approx(index_of(data).duration_s, abs=0.002)
 
 
 def test_key_frames_do_not_follow_cuts_nor_those_of_the_source():
@@ -290,6 +325,7 @@ def test_refused(make, reason):
         ({"short_side": 255}, "short_side=255: give an even number"),
         ({"short_side": 8}, "short_side=8"),
         ({"gop": 0}, "gop=0"),
+        ({"b_frames": 17}, "b_frames=17"),
         ({"crf": 0}, "crf=0"),
         ({"crf": 52}, "crf=52"),
         ({"max_fps": 0.0}, "max_fps=0.0: give a positive number"),
