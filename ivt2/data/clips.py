@@ -1,10 +1,10 @@
-"""From the number of a sample to its clip and captions."""
+"""From the number of a sample to its clip and what is said of it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,16 +12,16 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from ivt2.batch import Medium
-from ivt2.data.annotations import captions_of, checked_text, facts_of, segment_of
+from ivt2.data.annotations import facts_of, segment_of
 from ivt2.data.decode import Backend, DecodeError, decode_image, decode_video
 from ivt2.data.isolation import DecoderProcess
 from ivt2.data.ledger import SampleError
 from ivt2.data.shards import ShardSet
 from ivt2.data.sound import SoundReader
-from ivt2.data.tar_index import AUDIO_TYPES, IMAGE_TYPES, VIDEO_TYPES
-from ivt2.data.text import normalize_caption
-from ivt2.data.transforms import Transform
+from ivt2.data.tar_index import AUDIO_TYPES, IMAGE_TYPES, TEXT_TYPES, VIDEO_TYPES
+from ivt2.data.transforms import HorizontalFlip, Transform
 
+Content = TypeVar("Content")
 _Value = TypeVar("_Value")
 
 _MEDIA_TYPES = {
@@ -30,30 +30,31 @@ _MEDIA_TYPES = {
     "audio": AUDIO_TYPES,
     "audio_video": (*VIDEO_TYPES, *AUDIO_TYPES),
 }
-_TEXT_TYPES = ("json", "txt")
 _FIRST_SAMPLES = 100
 """How many samples with sound and without pictures it takes to call a set one of sounds."""
 
 
-class Clip(NamedTuple):
-    """A sample ready for a batch."""
+@dataclass(frozen=True, kw_only=True)
+class Clip(Generic[Content]):
+    """A sample ready for a batch.
+
+    Args:
+        video: None for a sound.
+        audio: None where there is no sound.
+        content: what is said of the clip: its captions, or the number of its class.
+    """
 
     video: UInt8[Tensor, "T C H W"] | None
-    """None for a sound."""
-    captions: list[str]
-    """As annotated, the main one first."""
-    text: list[str]
-    """The captions normalised, as the tokenizer takes them."""
-    audio: Float32[Tensor, "F M"] | None = None
-    kinds: Mapping[str, list[str]] = MappingProxyType({})
-    """Normalised captions of each kind that was asked for."""
+    audio: Float32[Tensor, "F M"] | None
+    content: Content
 
 
-class ClipReader:
+class ClipReader(Generic[Content]):
     """Reads, decodes and transforms the clips of one shard set.
 
     Args:
         shards: where the samples are.
+        content: reads what is said of a clip from the members of its sample, before anything is decoded.
         choose: gives the frames to decode, from the number of frames to choose from and the sample's generator. Where
             the frame rate varies they are numbers of equal parts of the time, not of frames.
         num_frames: how many frames ``choose`` gives.
@@ -65,16 +66,16 @@ class ClipReader:
         medium: what the clips are; None looks at the first samples: a set whose first pictures are videos is one of
             videos, otherwise one of images (clips of one frame), and one without pictures is one of sounds.
         sound: reads the sound of ``audio`` and ``audio_video``.
-        min_words: captions of fewer normalised words are not used; a sample without any other is left out.
-        caption_kinds: kinds of captions (names in ``caption_kinds`` of the json member) that each sample must have.
+        flip_except: clips whose fact ``source`` is one of these are not given to ``HorizontalFlip``.
 
-    Source: pretraining filter by words: reference multi_modality, ``min_caption_length`` (spec stage2 section 3.2).
+    Source: no flips for one source of a merged list: stage 1 pretraining (spec stage1 section 2.8).
     """
 
     def __init__(
         self,
         shards: ShardSet,
         *,
+        content: Callable[[Mapping[str, bytes]], Content],
         choose: Callable[[int, np.random.Generator], Sequence[int]],
         num_frames: int,
         transforms: Sequence[Transform],
@@ -83,10 +84,10 @@ class ClipReader:
         process: DecoderProcess | None = None,
         medium: Medium | None = None,
         sound: SoundReader | None = None,
-        min_words: int = 0,
-        caption_kinds: Sequence[str] = (),
+        flip_except: Sequence[str] = (),
     ) -> None:
         self.shards = shards
+        self.content = content
         self.choose = choose
         self.num_frames = num_frames
         self.transforms = list(transforms)
@@ -94,11 +95,10 @@ class ClipReader:
         self.trim = trim
         self.process = process
         self.sound = sound or SoundReader()
-        self.min_words = min_words
-        self.caption_kinds = tuple(caption_kinds)
+        self.flip_except = tuple(flip_except)
         self._medium = medium
 
-    def read(self, index: int, generator: np.random.Generator) -> Clip:
+    def read(self, index: int, generator: np.random.Generator) -> Clip[Content]:
         """Read one sample.
 
         Args:
@@ -107,19 +107,17 @@ class ClipReader:
                 a longer sound.
 
         Raises:
-            SampleError: the sample cannot be used; the reason is a word of the decoder, the annotations or the
-                shards, or ``video_missing``, ``image_missing``, ``audio_missing``, ``caption_kind_missing`` or
-                ``text_too_short``.
+            SampleError: the sample cannot be used; the reason is a word of the decoder, of ``content`` or of the
+                shards, or ``video_missing``, ``image_missing`` or ``audio_missing``.
         """
         members = self.shards.read(index, self._types).members
-        captions, text = self._usable(captions_of(members), self.min_words)
-        kinds = self._captions_by_kind(members)
+        content = self.content(members)
         try:
-            video = None if self.medium == "audio" else self._transformed(self._pixels(members, generator), generator)
+            video = None if self.medium == "audio" else self._video(members, generator)
             audio = self._audio(members, generator) if self.has_sound else None
         except DecodeError as error:
             raise SampleError(error.reason) from error
-        return Clip(video, captions, text, audio, kinds)
+        return Clip(video=video, audio=audio, content=content)
 
     @cached_property
     def medium(self) -> Medium:
@@ -135,7 +133,7 @@ class ClipReader:
     def empty(self) -> UInt8[Tensor, "0 T C H W"]:
         """What a batch holds when none of its samples can be used: no clip, of the size that clips have."""
         blank = torch.zeros(1 if self.medium == "image" else self.num_frames, 3, 256, 256, dtype=torch.uint8)
-        return self._transformed(blank, np.random.default_rng(0))[None][:0]
+        return _transformed(blank, self.transforms, np.random.default_rng(0))[None][:0]
 
     def close(self) -> None:
         """End the decoder process, if there is one; it starts again when needed."""
@@ -148,35 +146,12 @@ class ClipReader:
         media = _MEDIA_TYPES[self.medium]
         if self.has_sound and self.sound.read_from == "video":
             media = VIDEO_TYPES
-        return (*_TEXT_TYPES, *media)
+        return (*TEXT_TYPES, *media)
 
-    @staticmethod
-    def _usable(captions: list[str], min_words: int) -> tuple[list[str], list[str]]:
-        """Captions that are long enough, as annotated and normalised."""
-        text = [normalize_caption(caption) for caption in captions]
-        if not all(text):
-            raise SampleError("text_empty")
-        long_enough = [len(words.split()) >= min_words for words in text]
-        if not any(long_enough):
-            raise SampleError("text_too_short")
-        return (
-            [caption for caption, kept in zip(captions, long_enough, strict=True) if kept],
-            [words for words, kept in zip(text, long_enough, strict=True) if kept],
-        )
-
-    def _captions_by_kind(self, members: Mapping[str, bytes]) -> dict[str, list[str]]:
-        """Normalised captions of each kind; what is said in a clip may be short."""
-        if not self.caption_kinds:
-            return {}
-        stated = facts_of(members).get("caption_kinds")
-        found = {}
-        for kind in self.caption_kinds:
-            texts = stated.get(kind) if isinstance(stated, dict) else None
-            if not texts:
-                raise SampleError("caption_kind_missing")
-            captions = [checked_text(text) for text in (texts if isinstance(texts, list) else [texts])]
-            found[kind] = self._usable(captions, 0 if kind == "speech" else self.min_words)[1]
-        return found
+    def _video(self, members: Mapping[str, bytes], generator: np.random.Generator) -> UInt8[Tensor, "T C H W"]:
+        keeps_sides = bool(self.flip_except) and facts_of(members).get("source") in self.flip_except
+        transforms = without_flips(self.transforms) if keeps_sides else self.transforms
+        return _transformed(self._pixels(members, generator), transforms, generator)
 
     def _pixels(self, members: Mapping[str, bytes], generator: np.random.Generator) -> UInt8[Tensor, "T C H W"]:
         if self.medium == "image":
@@ -202,11 +177,6 @@ class ClipReader:
     def _segment(self, members: Mapping[str, bytes]) -> tuple[float | None, float | None]:
         return segment_of(facts_of(members)) if self.trim else (None, None)
 
-    def _transformed(self, video: Tensor, generator: np.random.Generator) -> Tensor:
-        for transform in self.transforms:
-            video = transform(video, generator)
-        return video
-
 
 def medium_of(shards: ShardSet) -> Medium:
     """Tell from the types of the first samples what a set holds: ``video``, else ``image``, else ``audio``.
@@ -224,11 +194,15 @@ def medium_of(shards: ShardSet) -> Medium:
     return "audio" if first else "video"
 
 
-def choose_caption(text: Sequence[str], policy: Literal["random", "first"], generator: np.random.Generator) -> str:
-    """Return the normalised caption that a training step uses; nothing is drawn when there is no choice."""
-    if policy == "first" or len(text) == 1:
-        return text[0]
-    return text[int(generator.integers(len(text)))]
+def without_flips(transforms: Sequence[Transform]) -> list[Transform]:
+    """Return the transforms for clips in which left and right matter."""
+    return [transform for transform in transforms if not isinstance(transform, HorizontalFlip)]
+
+
+def _transformed(video: Tensor, transforms: Sequence[Transform], generator: np.random.Generator) -> Tensor:
+    for transform in transforms:
+        video = transform(video, generator)
+    return video
 
 
 def _first(members: Mapping[str, _Value], types: Sequence[str], reason: str) -> _Value:

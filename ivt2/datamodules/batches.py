@@ -1,32 +1,36 @@
-"""Makes batches of clips and captions: each is a function of its step or its place in an evaluation set alone."""
+"""Makes batches of clips: each is a function of its step or its place in an evaluation set alone.
 
-from collections.abc import Callable, Mapping, Sequence
+What is read is the same for all batches (``Samples``); a collate function says what they become: clips with captions
+(``MediaTextCollate``, ``RetrievalCollate``) or with the numbers of their classes (``collate_clips``).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import NotRequired, TypedDict
 
-from ivt2.batch import MediaTextBatch, RetrievalBatch, Skipped, TextTokens
-from ivt2.data.clips import Clip, ClipReader, choose_caption
+from ivt2.batch import ClipBatch, MediaTextBatch, RetrievalBatch, Skipped, TextTokens
+from ivt2.data.captions import Captions, choose_caption
+from ivt2.data.clips import Clip, ClipReader, Content
 from ivt2.data.ledger import SampleError
 from ivt2.data.mixing import Step
 from ivt2.data.order import Indices
-from ivt2.data.shards import ShardSet
 from ivt2.data.sound import NUM_MELS, NUM_ROWS
 from ivt2.errors import InputError
 from ivt2.ops.random import derive_seed
 
 Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]
-Batch = TypeVar("Batch", MediaTextBatch, RetrievalBatch)
+Batch = TypeVar("Batch", MediaTextBatch, RetrievalBatch, ClipBatch)
 
 
 class _Media(TypedDict):
-    """What both kinds of batches hold of their clips."""
+    """What batches hold of their clips."""
 
     video: NotRequired[UInt8[Tensor, "B T C H W"]]
     audio: NotRequired[Float32[Tensor, "B F M"]]
@@ -47,22 +51,54 @@ class EvalPart(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSource:
-    """A source of training clips.
+class Samples(Generic[Content]):
+    """The samples of a batch: those that could be read, in order, and those that could not.
 
     Args:
-        reader: of its clips.
-        captions: ``random`` draws one of a clip's captions, ``first`` takes the main one.
+        source: name of the source.
+        reader: of the source.
+        clips: what was read.
+        generators: of each clip, after what was drawn to read it.
+        ids: identity of each clip.
+        seeds: of each clip's generator.
+        keys: of each clip.
+        skipped: what could not be read.
     """
 
-    reader: ClipReader
-    captions: Literal["random", "first"]
+    source: str
+    reader: ClipReader[Content]
+    clips: list[Clip[Content]]
+    generators: list[np.random.Generator]
+    ids: list[int]
+    seeds: list[int]
+    keys: list[str]
+    skipped: list[Skipped]
+
+    @classmethod
+    def read(
+        cls, source: str, reader: ClipReader[Content], identities: Iterable[tuple[int, int, int]]
+    ) -> "Samples[Content]":
+        """Read samples, given by their position in the set, their identity and their seed."""
+        samples = cls(source=source, reader=reader, clips=[], generators=[], ids=[], seeds=[], keys=[], skipped=[])
+        for index, identity, seed in identities:
+            generator, key = np.random.default_rng(seed), reader.shards.key(index)
+            try:
+                samples.clips.append(reader.read(index, generator))
+            except SampleError as error:
+                shard = reader.shards.names[reader.shards.shard_of(index)]
+                samples.skipped.append(Skipped(source, key, error.reason, shard))
+                continue
+            samples.generators.append(generator)
+            samples.ids.append(identity)
+            samples.seeds.append(seed)
+            samples.keys.append(key)
+        return samples
 
 
 class Batches(Dataset[Batch], Generic[Batch]):
     """Makes batches of the clips of some readers."""
 
-    readers: list[ClipReader]
+    readers: list[ClipReader[Any]]
 
     def close(self) -> None:
         """End the decoder processes that the batches made in this very process have started."""
@@ -70,114 +106,154 @@ class Batches(Dataset[Batch], Generic[Batch]):
             reader.close()
 
 
-class TrainBatches(Batches[MediaTextBatch]):
+class TrainBatches(Batches[Batch], Generic[Content, Batch]):
     """Training batches by step.
 
     Args:
-        sources: by name.
-        tokenizer: captions to ids and validity.
+        readers: of the sources, by name.
+        collate: makes a batch of the samples of a step.
         seed: with the epoch and the sample, the key of every random choice.
     """
 
-    def __init__(self, sources: Mapping[str, TrainSource], tokenizer: Tokenizer, *, seed: int) -> None:
-        self.names = list(sources)
-        self.sources = list(sources.values())
-        self.readers = [source.reader for source in self.sources]
-        self.tokenizer = tokenizer
+    def __init__(
+        self, readers: Mapping[str, ClipReader[Content]], collate: Callable[[Samples[Content]], Batch], *, seed: int
+    ) -> None:
+        self.names = list(readers)
+        self.readers = list(readers.values())
+        self.collate = collate
         self.seed = seed
         sizes = [len(reader.shards) for reader in self.readers]
         self._first_id = [sum(sizes[:source]) for source in range(len(sizes))]
 
-    def __getitem__(self, step: Step) -> MediaTextBatch:
+    def __getitem__(self, step: Step) -> Batch:
         """Make the batch of one step, of this rank's samples."""
-        reader, name = self.readers[step.source], self.names[step.source]
-        policy = self.sources[step.source].captions
+        reader, first = self.readers[step.source], self._first_id[step.source]
         reader.shards.prefetch(step.ahead)
-        clips, texts, kept, keys, skipped = [], [], [], [], []
-        for index in step.samples.tolist():
-            sample_id = self._first_id[step.source] + index
-            seed = derive_seed(self.seed, step.epoch, sample_id)
-            generator = np.random.default_rng(seed)
-            try:
-                clip = reader.read(index, generator)
-            except SampleError as error:
-                skipped.append(_skipped(name, reader.shards, index, error.reason))
-                continue
-            clips.append(clip)
-            texts.append([choose_caption(text, policy, generator) for text in (clip.text, *clip.kinds.values())])
-            kept.append((sample_id, seed))
-            keys.append(reader.shards.key(index))
-        tokens = _tokenized(self.tokenizer, [chosen[0] for chosen in texts])
-        identity = torch.tensor(kept, dtype=torch.int64).view(-1, 2)
-        return {
-            **_media(clips, reader),
-            "input_ids": tokens.input_ids,
-            "valid": tokens.valid,
-            **self._texts(reader, texts),
-            "sample_id": identity[:, 0].contiguous(),
-            "seed": identity[:, 1].contiguous(),
-            "key": keys,
-            "medium": reader.medium,
-            "source": name,
-            "skipped": skipped,
-        }
-
-    def _texts(self, reader: ClipReader, texts: list[list[str]]) -> _Texts:
-        """Of the texts of each clip, the main one first, those by kind."""
-        kinds = reader.caption_kinds
-        tokens = (_tokenized(self.tokenizer, [chosen[place] for chosen in texts]) for place in range(1, 1 + len(kinds)))
-        return {"texts": dict(zip(kinds, tokens, strict=True))} if kinds else {}
+        identities = (
+            (index, first + index, derive_seed(self.seed, step.epoch, first + index)) for index in step.samples.tolist()
+        )
+        return self.collate(Samples.read(self.names[step.source], reader, identities))
 
 
-class EvalBatches(Batches[RetrievalBatch]):
+class EvalBatches(Batches[Batch], Generic[Content, Batch]):
     """Evaluation batches by the positions of their clips.
 
     Args:
         reader: of the evaluation set.
-        tokenizer: captions to ids and validity.
+        collate: makes a batch of the samples of a step.
         source: name of the set.
-        captions: ``all`` or only the ``first`` of each clip.
     """
 
     def __init__(
-        self, reader: ClipReader, tokenizer: Tokenizer, *, source: str, captions: Literal["all", "first"]
+        self, reader: ClipReader[Content], collate: Callable[[Samples[Content]], Batch], *, source: str
     ) -> None:
         self.reader = reader
         self.readers = [reader]
-        self.tokenizer = tokenizer
+        self.collate = collate
         self.source = source
-        self.captions = captions
 
-    def __getitem__(self, part: EvalPart) -> RetrievalBatch:
+    def __getitem__(self, part: EvalPart) -> Batch:
         """Make the batch of these clips."""
-        shards, limit = self.reader.shards, None if self.captions == "all" else 1
-        shards.prefetch(part.ahead)
-        clips, kept, skipped = [], [], []
-        for index in part.samples:
-            try:
-                clips.append(self.reader.read(index, np.random.default_rng(derive_seed(index))))
-            except SampleError as error:
-                skipped.append(_skipped(self.source, shards, index, error.reason))
-            else:
-                kept.append(index)
-        tokens = _tokenized(self.tokenizer, [text for clip in clips for text in clip.text[:limit]])
-        clip_of_caption = [index for index, clip in zip(kept, clips, strict=True) for _ in clip.text[:limit]]
+        self.reader.shards.prefetch(part.ahead)
+        identities = ((index, index, derive_seed(index)) for index in part.samples)
+        return self.collate(Samples.read(self.source, self.reader, identities))
+
+
+def collate_clips(samples: Samples[int]) -> ClipBatch:
+    """Make a batch of clips without text, with the numbers of their classes.
+
+    Raises:
+        InputError: for clips of unequal sizes.
+    """
+    return {
+        "video": _videos(samples),
+        "sample_id": _numbers(samples.ids),
+        "seed": _numbers(samples.seeds),
+        "label": _numbers([clip.content for clip in samples.clips]),
+        "key": samples.keys,
+        "source": samples.source,
+        "skipped": samples.skipped,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaTextCollate:
+    """Makes training batches of clips with one caption each.
+
+    Args:
+        tokenizer: captions to ids and validity.
+        policies: for each source, whether one of a clip's captions is drawn (``random``) or the ``first`` taken.
+        kinds: of each source, the kinds of captions that stand beside that one.
+    """
+
+    tokenizer: Tokenizer
+    policies: Mapping[str, Literal["random", "first"]]
+    kinds: Mapping[str, Sequence[str]]
+
+    def __call__(self, samples: Samples[Captions]) -> MediaTextBatch:
+        """Make a batch; the captions are drawn after all that was drawn to read the clip.
+
+        Raises:
+            InputError: for clips of unequal sizes.
+        """
+        policy, kinds = self.policies[samples.source], self.kinds[samples.source]
+        chosen = [
+            [choose_caption(text, policy, generator) for text in (clip.content.text, *clip.content.kinds.values())]
+            for clip, generator in zip(samples.clips, samples.generators, strict=True)
+        ]
+        tokens = [_tokenized(self.tokenizer, [texts[place] for texts in chosen]) for place in range(1 + len(kinds))]
+        by_kind: _Texts = {"texts": dict(zip(kinds, tokens[1:], strict=True))} if kinds else {}
         return {
-            **_media(clips, self.reader),
-            "index": torch.tensor(kept, dtype=torch.int64),
-            "input_ids": tokens.input_ids,
-            "valid": tokens.valid,
-            "clip_of_caption": torch.tensor(clip_of_caption, dtype=torch.int64),
-            "caption": [caption for clip in clips for caption in clip.captions[:limit]],
-            "key": [shards.key(index) for index in kept],
-            "medium": self.reader.medium,
-            "source": self.source,
-            "skipped": skipped,
+            **_media(samples),
+            "input_ids": tokens[0].input_ids,
+            "valid": tokens[0].valid,
+            **by_kind,
+            "sample_id": _numbers(samples.ids),
+            "seed": _numbers(samples.seeds),
+            "key": samples.keys,
+            "medium": samples.reader.medium,
+            "source": samples.source,
+            "skipped": samples.skipped,
         }
 
 
-def _skipped(source: str, shards: ShardSet, index: int, reason: str) -> Skipped:
-    return Skipped(source, shards.key(index), reason, shards.names[shards.shard_of(index)])
+@dataclass(frozen=True, kw_only=True)
+class RetrievalCollate:
+    """Makes evaluation batches of clips with their captions.
+
+    Args:
+        tokenizer: captions to ids and validity.
+        captions: ``all`` or only the ``first`` of each clip.
+    """
+
+    tokenizer: Tokenizer
+    captions: Literal["all", "first"]
+
+    def __call__(self, samples: Samples[Captions]) -> RetrievalBatch:
+        """Make a batch.
+
+        Raises:
+            InputError: for clips of unequal sizes.
+        """
+        limit = None if self.captions == "all" else 1
+        kept = [clip.content.text[:limit] for clip in samples.clips]
+        tokens = _tokenized(self.tokenizer, [text for texts in kept for text in texts])
+        return {
+            **_media(samples),
+            "index": _numbers(samples.ids),
+            "input_ids": tokens.input_ids,
+            "valid": tokens.valid,
+            "clip_of_caption": _numbers([index for index, texts in zip(samples.ids, kept, strict=True) for _ in texts]),
+            "caption": [caption for clip in samples.clips for caption in clip.content.annotated[:limit]],
+            "key": samples.keys,
+            "medium": samples.reader.medium,
+            "source": samples.source,
+            "skipped": samples.skipped,
+        }
+
+
+def _numbers(values: Sequence[int]) -> Int64[Tensor, "B"]:
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def _tokenized(tokenizer: Tokenizer, texts: list[str]) -> TextTokens:
@@ -186,20 +262,21 @@ def _tokenized(tokenizer: Tokenizer, texts: list[str]) -> TextTokens:
     return TextTokens(input_ids[: len(texts)], valid[: len(texts)])
 
 
-def _media(clips: Sequence[Clip], reader: ClipReader) -> _Media:
+def _media(samples: Samples[Any]) -> _Media:
     media: _Media = {}
-    if reader.medium != "audio":
-        media["video"] = _stacked([clip.video for clip in clips if clip.video is not None], reader)
-    if reader.has_sound:
-        sounds = [clip.audio for clip in clips if clip.audio is not None]
+    if samples.reader.medium != "audio":
+        media["video"] = _videos(samples)
+    if samples.reader.has_sound:
+        sounds = [clip.audio for clip in samples.clips if clip.audio is not None]
         media["audio"] = torch.stack(sounds) if sounds else torch.zeros(0, NUM_ROWS, NUM_MELS)
     return media
 
 
-def _stacked(videos: Sequence[Tensor], reader: ClipReader) -> Tensor:
+def _videos(samples: Samples[Any]) -> UInt8[Tensor, "B T C H W"]:
+    videos = [clip.video for clip in samples.clips if clip.video is not None]
     if not videos:
-        return reader.empty
+        return samples.reader.empty
     sizes = sorted({tuple(video.shape) for video in videos})
     if len(sizes) > 1:
         raise InputError(f"clips of one batch have sizes {sizes[0]} and {sizes[-1]}: end the transforms with a Resize")
-    return torch.stack(list(videos))
+    return torch.stack(videos)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ivt2.batch import MediaTextBatch, RetrievalBatch
 from ivt2.data.ledger import Ledger
 from ivt2.data.mixing import BATCHES_AHEAD, Mixture, Step
 from ivt2.data.order import rank_slice
-from ivt2.datamodules.batches import Batch, Batches, EvalBatches, EvalPart, TrainBatches
+from ivt2.datamodules.batches import Batch, Batches, EvalBatches, EvalPart
 from ivt2.errors import InputError
 
 
@@ -65,7 +64,7 @@ class _Loader(Generic[Batch]):
             self.ledger.add(skipped)
 
 
-class TrainLoader(_Loader[MediaTextBatch]):
+class TrainLoader(_Loader[Batch], Generic[Batch]):
     """Training batches of one rank, from wherever training stands to the end of the epoch.
 
     Args:
@@ -86,7 +85,7 @@ class TrainLoader(_Loader[MediaTextBatch]):
 
     def __init__(
         self,
-        dataset: TrainBatches,
+        dataset: Batches[Batch],
         plan: Mixture,
         *,
         fingerprint: str,
@@ -115,7 +114,7 @@ class TrainLoader(_Loader[MediaTextBatch]):
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
 
-    def __iter__(self) -> Iterator[MediaTextBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """Yield the batches up to the next multiple of ``steps_per_iteration``."""
         end = (self.position // self.steps_per_iteration + 1) * self.steps_per_iteration
         for batch in self._batches(map(self._step, range(self.position, end))):
@@ -146,7 +145,7 @@ class TrainLoader(_Loader[MediaTextBatch]):
         return step._replace(samples=samples, ahead=ahead)
 
 
-class EvalLoader(_Loader[RetrievalBatch]):
+class EvalLoader(_Loader[Batch], Generic[Batch]):
     """All clips of an evaluation set, each once; every rank makes the same number of batches, the last may be empty.
 
     Args:
@@ -161,7 +160,7 @@ class EvalLoader(_Loader[RetrievalBatch]):
 
     def __init__(
         self,
-        dataset: EvalBatches,
+        dataset: EvalBatches[Any, Batch],
         *,
         batch_size: int,
         rank: int,
@@ -179,7 +178,7 @@ class EvalLoader(_Loader[RetrievalBatch]):
     def __len__(self) -> int:
         return math.ceil(self.num_samples / self.global_batch_size)
 
-    def __iter__(self) -> Iterator[RetrievalBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's part of each global batch, in the order of the set."""
         for batch in self._batches(map(self._part, range(len(self)))):
             self._account(batch)

@@ -1,4 +1,4 @@
-"""Exact: a clip holds the frames, captions and size that were asked for, or says why there is none."""
+"""Exact: a clip holds the frames, content and size that were asked for, or says why there is none."""
 
 import io
 
@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 from ivt2.data.audio import decode_audio
-from ivt2.data.clips import ClipReader, choose_caption
+from ivt2.data.captions import CaptionReader
+from ivt2.data.clips import ClipReader
 from ivt2.data.decode import decode_video
+from ivt2.data.labels import LabelReader
 from ivt2.data.ledger import SampleError
 from ivt2.data.sampling import middle
 from ivt2.data.shards import ShardSet, ShardWriter
 from ivt2.data.sound import SoundReader, ten_seconds
-from ivt2.data.transforms import Resize
+from ivt2.data.transforms import HorizontalFlip, Resize
 from ivt2.ops.filterbank import log_mel_features
 from tests.data.clips import encode, tone, wav
 
@@ -29,7 +31,8 @@ def reader(folder, samples, **changed):
     with ShardWriter(folder, max_samples=100, max_bytes=1 << 30) as writer:
         for number, sample in enumerate(samples):
             writer.write(str(number), sample)
-    arguments = {"choose": lambda length, _: middle(length, 2), "num_frames": 2, "transforms": [Resize(16)]}
+    arguments = {"content": CaptionReader(), "choose": lambda length, _: middle(length, 2), "num_frames": 2}
+    arguments["transforms"] = [Resize(16)]
     return ClipReader(ShardSet.open(folder), **{**arguments, **changed})
 
 
@@ -43,8 +46,8 @@ CLIP = encode(num_frames=20, height=32, width=48, fps=10)
 def test_frames_and_captions(tmp_path):
     source = reader(tmp_path, [{"mp4": CLIP, "json": {"caption": "A dog!", "captions": ["Two dogs."]}}], transforms=[])
     clip = source.read(0, generator())
-    assert clip.captions == ["A dog!", "Two dogs."]
-    assert clip.text == ["a dog", "two dogs"]
+    assert clip.content.annotated == ["A dog!", "Two dogs."]
+    assert clip.content.text == ["a dog", "two dogs"]
     assert torch.equal(clip.video, decode_video(CLIP, lambda *_: [4, 14]).frames)
 
 
@@ -78,13 +81,6 @@ def test_an_image_among_videos_is_no_clip(tmp_path):
     for index in (0, 2):
         with pytest.raises(SampleError, match="video_missing"):
             source.read(index, generator())
-
-
-def test_the_caption_of_a_step():
-    text = ["a", "b", "c"]
-    drawn = {choose_caption(text, "random", np.random.default_rng(seed)) for seed in range(40)}
-    assert drawn == {"a", "b", "c"}
-    assert choose_caption(text, "first", generator()) == "a"
 
 
 SOUNDING = encode(num_frames=20, height=32, width=48, fps=10, audio_codec="flac", container="matroska")
@@ -135,45 +131,35 @@ def test_media_that_are_not_used_are_not_read(tmp_path, monkeypatch):
     assert asked[0].members.keys() == {"mp4", "txt"}
 
 
-def test_captions_of_too_few_words_are_not_used(tmp_path):
-    samples = [
-        {"mp4": CLIP, "json": {"caption": "Dog!", "captions": ["A dog.", "dogs - / -", "a dog runs"]}},
-        {"mp4": CLIP, "json": {"caption": "dog"}},
-    ]
-    source = reader(tmp_path, samples, min_words=2)
-    clip = source.read(0, generator())
-    assert clip.captions == ["A dog.", "a dog runs"]
-    assert clip.text == ["a dog", "a dog runs"]
-    with pytest.raises(SampleError, match="text_too_short"):
-        source.read(1, generator())
-    source.min_words = 0
-    assert len(source.read(0, generator()).text) == 4
+class Mark:
+    """A transform that leaves a trace and the pixels as they are."""
+
+    def __init__(self, seen, name):
+        self.seen, self.name = seen, name
+
+    def __call__(self, video, generator):
+        self.seen.append(self.name)
+        return video
 
 
-KINDS = {"fused": ["A dog barks."], "audio": ["Barking!", "A bark."], "speech": ["Sit!"]}
+@pytest.mark.parametrize("flip_except", [(), ("ssv2", "ssv1"), ("k710",)])
+def test_clips_of_named_sources_keep_their_sides(tmp_path, flip_except):
+    samples = [{"mp4": CLIP, "json": {"source": name}} for name in ("ssv2", "k710")] + [{"mp4": CLIP}]
+    seen = []
+    options = {"content": LabelReader(), "flip_except": flip_except}
+    transforms = [Mark(seen, "before"), HorizontalFlip(1.0), Mark(seen, "after")]
+    source = reader(tmp_path, samples, transforms=transforms, **options)
+    plain = decode_video(CLIP, lambda *_: [4, 14]).frames
+    for index, name in enumerate(("ssv2", "k710", None)):
+        kept = name in flip_except
+        assert torch.equal(source.read(index, generator()).video, plain if kept else plain.flip(-1)), name
+    assert seen == ["before", "after"] * 3
 
 
-@pytest.mark.parametrize(
-    ("stated", "reason"),
-    [
-        (KINDS, None),
-        ({"fused": ["A dog barks."]}, "caption_kind_missing"),
-        ({**KINDS, "speech": []}, "caption_kind_missing"),
-        ("fused", "caption_kind_missing"),
-        (None, "caption_kind_missing"),
-        ({**KINDS, "audio": [3]}, "text_not_a_string"),
-        ({**KINDS, "audio": ["?!"]}, "text_empty"),
-        ({**KINDS, "audio": ["barking"]}, "text_too_short"),
-    ],
-)
-def test_captions_by_kind(tmp_path, stated, reason):
-    facts = {"caption": "A dog barks.", "caption_kinds": stated}
-    asked = ["audio", "fused", "speech"]
-    source = reader(tmp_path, [{"mp4": CLIP, "json": facts}], caption_kinds=asked, min_words=2)
-    if reason is not None:
+def test_a_clip_needs_no_text_unless_its_content_does(tmp_path):
+    samples = [{"mp4": CLIP}, {"mp4": CLIP, "json": {"class_index": 3}}, {"mp4": CLIP, "json": b"{"}, {"txt": "a dog"}]
+    source = reader(tmp_path, samples, content=LabelReader())
+    assert [source.read(index, generator()).content for index in (0, 1)] == [-1, 3]
+    for index, reason in ((2, "json_invalid"), (3, "video_missing")):
         with pytest.raises(SampleError, match=reason):
-            source.read(0, generator())
-        return
-    clip = source.read(0, generator())
-    assert clip.kinds == {"audio": ["a bark"], "fused": ["a dog barks"], "speech": ["sit"]}
-    assert list(clip.kinds) == asked
+            source.read(index, generator())
