@@ -2,11 +2,20 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ivt2.errors import InputError
+from ivt2.optim.layer_decay import LayerDecay
+
+
+class _Kind(NamedTuple):
+    """What the parameters of a group have in common."""
+
+    decays: bool
+    rate: float | None
+    layer: int | None
 
 
 def parameter_groups(
@@ -14,6 +23,7 @@ def parameter_groups(
     *,
     no_weight_decay: Collection[str] = (),
     learning_rates: Mapping[str, float] | None = None,
+    layer_decay: LayerDecay | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: frozen parameters are left out, vectors and biases do not decay.
 
@@ -25,15 +35,16 @@ def parameter_groups(
             for ``vision_encoder.pos_embed``. Parameters with fewer than two dimensions and ``.bias`` never decay.
         learning_rates: regular expression, searched in names, to learning rate; the first that matches counts. Other
             parameters use the optimizer's learning rate.
+        layer_decay: lets lower layers learn slower; a rate that an expression sets stays as it is given.
 
     Returns:
-        Groups with ``params`` and ``name`` (for monitors), ``weight_decay`` 0 where there is none, and ``lr`` where an
-        expression sets it.
+        Groups with ``params`` and ``name`` (for monitors), ``weight_decay`` 0 where there is none, ``lr`` where an
+        expression sets it, and ``lr_scale`` where a layer has one: the schedules multiply the group's rate by it.
 
     Raises:
-        InputError: if an expression matches no trainable parameter.
+        InputError: if an expression matches no trainable parameter, or a block lies beyond the depth of the decay.
 
-    Source: reference multi_modality, optimizer of stage 2 (``different_lr``).
+    Source: reference multi_modality, optimizer of stage 2 (``different_lr``); single_modality (``lr_scale``).
     """
     rules = {re.compile(pattern): rate for pattern, rate in (learning_rates or {}).items()}
     trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
@@ -42,27 +53,34 @@ def parameter_groups(
             raise InputError(
                 f"learning_rates: {pattern.pattern!r} matches no trainable parameter: correct or remove it"
             )
-    # Two levels, so that groups that decay alike stand together, in the order of their first parameter.
-    by_decay: dict[bool, dict[float | None, list[nn.Parameter]]] = {}
+    if layer_decay is not None and layer_decay.factor == 1:
+        layer_decay = None
+    groups: dict[_Kind, list[nn.Parameter]] = {}
     for name, parameter in trainable:
-        decays = parameter.ndim >= 2 and not _is_listed(name, no_weight_decay)
         rate = next((rate for pattern, rate in rules.items() if pattern.search(name)), None)
-        by_decay.setdefault(decays, {}).setdefault(rate, []).append(parameter)
-    return [
-        _group(parameters, decays=decays, rate=rate)
-        for decays, by_rate in by_decay.items()
-        for rate, parameters in by_rate.items()
-    ]
+        kind = _Kind(
+            decays=parameter.ndim >= 2 and not _is_listed(name, no_weight_decay),
+            rate=rate,
+            layer=layer_decay.layer(name) if layer_decay is not None and rate is None else None,
+        )
+        groups.setdefault(kind, []).append(parameter)
+    # In the order of their first parameter, as in the reference; without layers, groups that decay alike together.
+    kinds = list(groups)
+    if layer_decay is None:
+        kinds = sorted(kinds, key=lambda kind: kind.decays != kinds[0].decays)
+    return [_group(groups[kind], kind, layer_decay) for kind in kinds]
 
 
 def _is_listed(name: str, listed: Collection[str]) -> bool:
     return name.endswith(".bias") or any(f".{name}".endswith(f".{entry}") for entry in listed)
 
 
-def _group(parameters: list[nn.Parameter], *, decays: bool, rate: float | None) -> dict[str, Any]:
-    group: dict[str, Any] = {"params": parameters, "name": "decay" if decays else "no_decay"}
-    if not decays:
+def _group(parameters: list[nn.Parameter], kind: _Kind, layer_decay: LayerDecay | None) -> dict[str, Any]:
+    group: dict[str, Any] = {"params": parameters, "name": "decay" if kind.decays else "no_decay"}
+    if not kind.decays:
         group["weight_decay"] = 0.0
-    if rate is not None:
-        group |= {"lr": rate, "name": f"{group['name']}_lr_{rate:g}"}
+    if kind.rate is not None:
+        group |= {"lr": kind.rate, "name": f"{group['name']}_lr_{kind.rate:g}"}
+    if layer_decay is not None and kind.layer is not None:
+        group |= {"lr_scale": layer_decay.scale(kind.layer), "name": f"{group['name']}_layer_{kind.layer}"}
     return group
