@@ -16,6 +16,7 @@ from typing_extensions import override
 from ivt2.callbacks.drawing import Found, draw_masked_clip, draw_queries, draw_similarity
 from ivt2.callbacks.tracking import mlflow_run, safe_name
 from ivt2.metrics.retrieval import RetrievalResult
+from ivt2.ops.distributed import gather_objects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,9 +133,7 @@ class Figures(Callback):
             wanted = {clip for _, clips in queries for clip in clips} | {
                 _clip(result, caption) for caption, _ in queries
             }
-            clips = _from_all_ranks(
-                trainer, {index: clip for index, clip in seen.get(dataset, {}).items() if index in wanted}
-            )
+            clips = _from_all_ranks({index: clip for index, clip in seen.get(dataset, {}).items() if index in wanted})
             if not trainer.is_global_zero or not clips:
                 continue
             name = f"{safe_name(dataset)}/{stage}_step{trainer.global_step:08d}"
@@ -191,10 +190,6 @@ def _finds(result: RetrievalResult, queries: list[tuple[int, list[int]]], clips:
     return finds
 
 
-def _from_all_ranks(trainer: Trainer, clips: dict[int, Seen]) -> dict[int, Seen]:
+def _from_all_ranks(clips: dict[int, Seen]) -> dict[int, Seen]:
     """The wanted clips, whichever rank has seen them (every rank must call)."""
-    if trainer.world_size == 1:
-        return clips
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, clips)
-    return {index: clip for part in parts for index, clip in part.items()}
+    return {index: clip for part in gather_objects(clips) for index, clip in part.items()}

@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from ivt2.ops.distributed import gather_objects
+
 KEY = "random_state"
 
 
@@ -27,11 +29,7 @@ class RandomState(Callback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Collect the generators of all ranks (every rank comes here, rank 0 writes)."""
-        states: list[Any] = [capture()]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, capture())
-        checkpoint[KEY] = states
+        checkpoint[KEY] = gather_objects(capture())
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

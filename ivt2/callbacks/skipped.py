@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import get_console
 from typing_extensions import override
@@ -13,6 +12,7 @@ from ivt2.batch import Skipped
 from ivt2.callbacks.skipped_rows import SkippedRows
 from ivt2.callbacks.tracking import mlflow_run, safe_name
 from ivt2.data.ledger import Ledger, table
+from ivt2.ops.distributed import gather_objects
 
 KEY = "skipped_rows"
 
@@ -63,7 +63,7 @@ class SkippedSamples(Callback):
         """Note how many rows each rank has written (every rank comes here, rank 0 writes)."""
         if self._rows is not None:
             self._begin(trainer, self._rows)
-            counts = _gathered(trainer, self._rows.num_rows)
+            counts = gather_objects(self._rows.num_rows)
             checkpoint[KEY] = [*counts, *self._kept[len(counts) :]]
 
     @override
@@ -158,16 +158,7 @@ def _total(trainer: Trainer) -> Ledger:
     """Accounts of all ranks in one ledger (every rank must call)."""
     own = _ledger(trainer)
     total = Ledger(1.0)
-    for state in _gathered(trainer, None if own is None else own.state_dict()):
+    for state in gather_objects(None if own is None else own.state_dict()):
         if state is not None:
             total.merge(state)
     return total
-
-
-def _gathered(trainer: Trainer, value: Any) -> list[Any]:
-    """The value of every rank, on every rank."""
-    if trainer.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values

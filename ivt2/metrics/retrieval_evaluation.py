@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ivt2.metrics.retrieval import RetrievalMetric, RetrievalResult, rerank
-from ivt2.ops.distributed import all_gather, rank_and_world
+from ivt2.ops.distributed import all_gather, gather_objects, rank_and_world
 
 Match = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits [P, 2] of (no match, match) of text tokens [P, L, D], their validity [P, L] and vision tokens [P, N, D_v]."""
@@ -105,11 +104,6 @@ class RetrievalEvaluation:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """Everything that this rank collected; a rank without data takes width and type from the others."""
-    _, world = rank_and_world()
-    if world == 1:
-        return torch.cat(parts)
     own = (tuple(parts[0].shape[1:]), parts[0].dtype) if parts else None
-    of_ranks: list[tuple[tuple[int, ...], torch.dtype] | None] = [None] * world
-    dist.all_gather_object(of_ranks, own)
-    shape, dtype = next(each for each in of_ranks if each is not None)
+    shape, dtype = next(each for each in gather_objects(own) if each is not None)
     return torch.cat([torch.zeros(0, *shape, dtype=dtype), *parts])

@@ -4,12 +4,14 @@ Letters: W ranks (the world), b items on one rank, n items on all ranks together
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+_Value = TypeVar("_Value")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -44,6 +46,20 @@ def all_gather(x: Shaped[Tensor, "b *rest"], *, reference_gradient_scale: bool =
         return _concatenate(x, sizes)
     gathered: Tensor = _AllGather.apply(x, sizes, reference_gradient_scale)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def gather_objects(value: _Value) -> list[_Value]:
+    """Return the value of every rank, in rank order; every rank must call it.
+
+    Args:
+        value: of this rank; it is pickled.
+    """
+    _, world = rank_and_world()
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value)
+    return values
 
 
 def global_mean(total: Float[Tensor, ""], count: Shaped[Tensor, ""] | int) -> Float[Tensor, ""]:

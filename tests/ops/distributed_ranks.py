@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ivt2.losses.contrastive import contrastive_loss
 from ivt2.losses.matching import hard_negatives
-from ivt2.ops.distributed import all_gather, global_mean, rank_and_world
+from ivt2.ops.distributed import all_gather, gather_objects, global_mean, rank_and_world
 
 SIZES = {"even": (3, 3), "ragged": (1, 4), "one_empty": (5, 0)}
 
@@ -77,6 +77,7 @@ def run(rank):
     found["int"] = all_gather(torch.arange(own * 2).view(own, 2) + 100 * rank)
     found["bfloat16"] = all_gather(torch.full((own, 2), rank + 0.5, dtype=torch.bfloat16))
     found["nothing"] = all_gather(torch.zeros(0, 3))
+    found["objects"] = gather_objects({"rank": rank, "words": ["a"] * own})
     found["nothing counted"] = global_mean(torch.zeros(()), 0)
     clips, captions, noise, ids = (x.view(2, 4, *x.shape[1:])[rank] for x in data(8))
     negatives = hard_negatives(clips[:, :5], captions, 0.2, ids, noise, group_size=2)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ivt2.losses.contrastive import contrastive_loss
 from ivt2.losses.matching import hard_negatives
-from ivt2.ops.distributed import all_gather, global_mean, rank_and_world
+from ivt2.ops.distributed import all_gather, gather_objects, global_mean, rank_and_world
 from tests.ops.distributed_ranks import SIZES, Towers, data, gradients, one_output
 from tests.ops.launch import run_ranks
 
@@ -31,6 +31,7 @@ def full_batch(num):
 
 def test_one_process_is_the_whole_world():
     assert rank_and_world() == (0, 1)
+    assert gather_objects("own") == ["own"]
 
 
 @both_gradients
@@ -103,6 +104,7 @@ def test_every_type_of_ragged_items_arrives_in_rank_order(ranks):
         assert found["bfloat16"].dtype == torch.bfloat16
         assert found["bfloat16"][:, 1].tolist() == [0.5, 1.5, 1.5, 1.5, 1.5]
         assert found["nothing"].shape == (0, 3)
+        assert found["objects"] == [{"rank": rank, "words": ["a"] * own} for rank, own in enumerate(SIZES["ragged"])]
         assert found["nothing counted"].item() == 0
 
 
