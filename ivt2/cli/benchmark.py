@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ivt2.cli.door import command
-from ivt2.cli.validate import prepared
+from ivt2.cli.output_file import writable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,10 +58,12 @@ def working_folder(folder: str | None) -> Iterator[Path]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the code; the load tells how busy the machine was."""
+    from ivt2.data.workers import num_cores
+
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": num_cores(),
         "load": [round(load, 2) for load in os.getloadavg()],
         "versions": {name: version(name) for name in ("ivt2", "torch", "av", "numpy", "pillow")},
     }
@@ -93,7 +95,7 @@ def main(cfg: BenchmarkConfig) -> None:
 
     name = HydraConfig.get().runtime.choices["data"]
     suite: Suite = instantiate(cfg.data, _convert_="all")
-    output = prepared(cfg.output)
+    output = None if cfg.output is None else writable(Path(cfg.output))
     with working_folder(cfg.folder) as folder, progress_bar("turns") as bar:
         task = bar.add_task(name, total=suite.turns)
         figures = list(suite.run(folder, lambda: bar.advance(task)))

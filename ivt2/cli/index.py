@@ -5,9 +5,6 @@ from typing import Protocol
 
 from ivt2.cli.door import command
 
-_MAX_PROCESSES = 4
-"""If the user does not say: the disk is the limit beyond that."""
-
 
 class IndexConfig(Protocol):
     """Root keys of ``conf/index.yaml``."""
@@ -15,7 +12,7 @@ class IndexConfig(Protocol):
     shards: str
     """Folder of the shards."""
     num_processes: int | None
-    """That read."""
+    """That read; one for each core, at most 4, when not given."""
 
 
 @command("index", keys=IndexConfig)
@@ -25,13 +22,14 @@ def main(cfg: IndexConfig) -> None:
 
     from ivt2.data.indexing import index_shards, shard_names
     from ivt2.data.progress import progress_bar
-    from ivt2.data.workers import num_cores
+    from ivt2.data.workers import num_readers
 
     folder = Path(cfg.shards)
-    num_processes = min(num_cores(), _MAX_PROCESSES) if cfg.num_processes is None else cfg.num_processes
     with progress_bar("shards") as bar:
         task = bar.add_task("indexing", total=len(shard_names(folder)))
-        indexed = index_shards(folder, num_processes=num_processes, on_shard=lambda _: bar.advance(task))
+        indexed = index_shards(
+            folder, num_processes=num_readers(cfg.num_processes), on_shard=lambda _: bar.advance(task)
+        )
     manifest = indexed.manifest
     lines = [f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards are indexed"]
     if indexed.unusable:

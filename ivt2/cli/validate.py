@@ -4,13 +4,13 @@ Exit status 0 says that they can, 1 that they cannot, 2 that the question could 
 """
 
 import json
-import os
 import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ivt2.cli.door import command
+from ivt2.cli.output_file import writable
 from ivt2.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from ivt2.data.findings import Findings
 
-
-_MAX_PROCESSES = 4
-"""If the user does not say: reading waits for the disk beyond that, and the machine stays usable."""
 _MAX_ROWS = 8
 """Of the table for one thing, such as languages; json has them all."""
 
@@ -45,27 +42,9 @@ class ValidateConfig(Protocol):
     decoder_timeout_s: float
     """Seconds that decoding one sample may take."""
     num_processes: int | None
-    """That read, decode and hash."""
+    """That read, decode and hash; one for each core, at most 4, when not given."""
     seed: int
     """Chooses the samples to decode."""
-
-
-def prepared(output: str | None) -> Path | None:
-    """The file to write at the end, its folder made.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    if output is None:
-        return None
-    file = Path(output)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); give another output") from error
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(f"{file}: cannot be written; give another output")
-    return file
 
 
 def compare_hashes(folder: str, num_shards: int, num_processes: int) -> dict[str, str]:
@@ -158,12 +137,12 @@ def main(cfg: ValidateConfig) -> None:
     from ivt2.data.progress import progress_bar
     from ivt2.data.shards import ShardSet
     from ivt2.data.validation import validate
-    from ivt2.data.workers import num_cores
+    from ivt2.data.workers import num_readers
 
     shards = ShardSet.open(cfg.shards)
     allowed = Ledger(cfg.budget, num_samples=len(shards)).allowed
-    output = prepared(cfg.output)
-    num_processes = min(num_cores(), _MAX_PROCESSES) if cfg.num_processes is None else cfg.num_processes
+    output = None if cfg.output is None else writable(Path(cfg.output))
+    num_processes = num_readers(cfg.num_processes)
     wrong = compare_hashes(cfg.shards, len(shards.names), num_processes) if cfg.hashes else None
     process = DecoderProcess(timeout_s=cfg.decoder_timeout_s)
     with closing(process), progress_bar("samples") as bar:

@@ -15,6 +15,7 @@ from ivt2.errors import InputError
 VIDEO_TYPES = ("mp4", "webm", "avi", "mkv", "mov", "gif")
 AUDIO_TYPES = ("wav", "flac", "mp3")
 IMAGE_TYPES = ("jpg", "jpeg", "png")
+TEXT_TYPES = ("json", "txt")
 MEMBER_TYPES = (*VIDEO_TYPES, *AUDIO_TYPES, *IMAGE_TYPES, "txt", "json", "npy")
 """What is indexed and may be decoded. Anything else in a shard, pickles and torch files among it, is never read."""
 

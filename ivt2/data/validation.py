@@ -24,16 +24,14 @@ from ivt2.data.ledger import SampleError
 from ivt2.data.order import permutation
 from ivt2.data.sampling import middle
 from ivt2.data.shards import ShardSet
-from ivt2.data.tar_index import AUDIO_TYPES, IMAGE_TYPES, MEMBER_TYPES, VIDEO_TYPES
+from ivt2.data.sound import SAMPLE_RATE_HZ
+from ivt2.data.tar_index import AUDIO_TYPES, IMAGE_TYPES, MEMBER_TYPES, TEXT_TYPES, VIDEO_TYPES
 from ivt2.data.text import normalize_caption
 from ivt2.data.workers import in_order
 from ivt2.errors import InputError
 
-TEXT_TYPES = ("json", "txt")
-
 _DECODED_TYPES = (*VIDEO_TYPES, *AUDIO_TYPES, *IMAGE_TYPES)
 _MEDIA_TYPES = tuple(kind for kind in MEMBER_TYPES if kind not in TEXT_TYPES)
-_SAMPLE_RATE_HZ = 16_000
 _HEARD_S = 1.0  # of the track of a video: enough to know that it can be decoded
 _END_SLACK_S = 1.0  # annotated ends are often rounded up to a whole second
 _MAX_TEXTS = 10_000  # captions whose language is told: shares within 1 %
@@ -213,11 +211,11 @@ class _Check:
             return None
         if kind in AUDIO_TYPES:
             sound = self.process.read_audio(
-                data, sample_rate_hz=_SAMPLE_RATE_HZ, limits=limits, start_s=None, end_s=None
+                data, sample_rate_hz=SAMPLE_RATE_HZ, limits=limits, start_s=None, end_s=None
             )
             if sound is None:
                 raise DecodeError("not_audio", "no audio track")
-            return len(sound) / _SAMPLE_RATE_HZ
+            return len(sound) / SAMPLE_RATE_HZ
         video = self.process.read_video(
             data,
             lambda length, _: middle(length, self.num_frames),
@@ -239,7 +237,7 @@ class _Check:
     def _heard(self, data: bytes) -> str:
         try:
             sound = self.process.read_audio(
-                data, sample_rate_hz=_SAMPLE_RATE_HZ, limits=Limits(), start_s=None, end_s=_HEARD_S
+                data, sample_rate_hz=SAMPLE_RATE_HZ, limits=Limits(), start_s=None, end_s=_HEARD_S
             )
         except DecodeError:
             return "unreadable"

@@ -17,6 +17,9 @@ from typing import Generic, NoReturn, TypeVar
 
 from ivt2.errors import InputError
 
+_MAX_READERS = 4
+"""Reading waits for the disk beyond that, and the machine stays usable."""
+
 _SIGNALLED = 128
 """Added to a signal's number, as shells do, in the exit status of a process that it ended in order."""
 
@@ -27,6 +30,11 @@ _Result = TypeVar("_Result")
 def num_cores() -> int:
     """Return how many processes can run here at the same time."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def num_readers(asked: int | None) -> int:
+    """Return how many processes go through shards: as many as asked for, or one for each core, at most 4."""
+    return min(num_cores(), _MAX_READERS) if asked is None else asked
 
 
 def in_order(

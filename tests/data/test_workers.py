@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ivt2.data.workers import in_order
+from ivt2.data import workers
+from ivt2.data.workers import in_order, num_readers
 from ivt2.errors import InputError
 
 SCRIPT = """
@@ -49,6 +50,12 @@ def test_results_come_in_the_order_of_the_tasks(num_processes):
     assert [square for square, _ in results] == [number**2 for number in numbers]
     assert len({pid for _, pid in results}) == min(num_processes, 11)
     assert (os.getpid() in {pid for _, pid in results}) == (num_processes == 1)
+
+
+@pytest.mark.parametrize(("cores", "asked", "expected"), [(2, None, 2), (64, None, 4), (2, 16, 16), (64, 0, 0)])
+def test_without_a_number_a_process_reads_for_each_core_but_not_for_many(monkeypatch, cores, asked, expected):
+    monkeypatch.setattr(workers, "num_cores", lambda: cores)
+    assert num_readers(asked) == expected
 
 
 def fail(error):
