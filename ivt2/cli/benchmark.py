@@ -17,7 +17,7 @@ from ivt2.cli.output_file import writable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ivt2.cli.benchmark_timing import Figure
+    from ivt2.cli.benchmarks.timing import Figure
 
 
 class BenchmarkConfig(Protocol):

@@ -11,12 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from ivt2.cli import benchmark, benchmark_timing
-from ivt2.cli.benchmark_clips import prepared_footage, raw_footage, rendered, write_shards
-from ivt2.cli.benchmark_kills import KillsSuite
-from ivt2.cli.benchmark_loader import BATCH_SIZE, datamodule, decoding
-from ivt2.cli.benchmark_timing import Comparison, Cost, Figure, Quartiles, Stopwatch, in_processes, interleaved
-from ivt2.cli.benchmark_transforms import _moving, _ours, _reference
+from ivt2.cli import benchmark
+from ivt2.cli.benchmarks import timing
+from ivt2.cli.benchmarks.clips import prepared_footage, raw_footage, rendered, write_shards
+from ivt2.cli.benchmarks.kills import KillsSuite
+from ivt2.cli.benchmarks.loader import BATCH_SIZE, datamodule, decoding
+from ivt2.cli.benchmarks.timing import Comparison, Cost, Figure, Quartiles, Stopwatch, in_processes, interleaved
+from ivt2.cli.benchmarks.transforms import _moving, _ours, _reference
 from ivt2.cli.door import CONF
 from ivt2.datamodules.synthetic import SyntheticDataModule
 from ivt2.errors import InputError
@@ -107,7 +108,7 @@ def test_a_figure_says_what_it_reached_whether_more_is_better_or_less(value, flo
 
 def test_time_for_an_item_is_that_of_its_turn_shared_out():
     comparison = Comparison((Cost(1.0, 2.0),), (Cost(4.0, 1.0),))
-    figure = benchmark_timing.speed_figure("x", comparison, sides=("new", "old"), items=10, clock="wall")
+    figure = timing.speed_figure("x", comparison, sides=("new", "old"), items=10, clock="wall")
     assert figure.value.median == 4
     assert figure.details == {
         "new ms": 100,
