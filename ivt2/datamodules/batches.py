@@ -26,7 +26,16 @@ from ivt2.errors import InputError
 from ivt2.ops.random import derive_seed
 
 Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]
-Batch = TypeVar("Batch", MediaTextBatch, RetrievalBatch, ClipBatch)
+
+
+class Accounted(TypedDict):
+    """What every batch holds for the ledger: samples used and skipped."""
+
+    key: list[str]
+    skipped: list[Skipped]
+
+
+Batch = TypeVar("Batch", bound=Accounted)
 
 
 class _Media(TypedDict):

@@ -55,7 +55,7 @@ class ShardSource:
         if "shards" not in options:
             raise InputError(f"datamodule.{name}: names no shards; add {name}.shards=<folder>")
         try:
-            return cls(**options)
+            return cls(**options)  # type: ignore[arg-type]
         except InputError as error:
             raise InputError(f"datamodule.{name}: {error}") from error
 
