@@ -96,9 +96,9 @@ class Journal:
         num_parts = plan["num_parts"]
         with ExitStack() as stack:
             try:
-                stack.enter_context(self._alone(f"part-{part:05d}"))
-                with self._alone("plan"):
-                    self._take(plan, overwrite=overwrite, whole=num_parts == 1)
+                with self._alone("plan"):  # before the part, or two parts that begin at once would wait for each other
+                    stack.enter_context(self._alone(_lock_of(part)))
+                    self._take(plan, part=part, overwrite=overwrite)
                 if overwrite:
                     self._forget(part, num_parts)
             except OSError as error:
@@ -160,7 +160,7 @@ class Journal:
             )
         with ExitStack() as stack:
             for part in range(self._plan()["num_parts"]):
-                stack.enter_context(self._alone(f"part-{part:05d}"))
+                stack.enter_context(self._alone(_lock_of(part)))
             yield
 
     def finished(self) -> tuple[dict[str, Any], list[TaskEntry], str]:
@@ -206,21 +206,31 @@ class Journal:
     def _is_of_another(self, what: Sequence[str]) -> str:
         return f"{self.folder}: holds part of another packing (with other {', '.join(what)}); {_ANEW}"
 
-    def _take(self, plan: Mapping[str, Any], *, overwrite: bool, whole: bool) -> None:
+    def _take(self, plan: Mapping[str, Any], *, part: int, overwrite: bool) -> None:
         """Make a plan the one of the folder; what is there of another plan stays unless it is to be overwritten."""
         earlier = self._plan() if self.exists else None
         manifest = self.folder / MANIFEST_NAME
+        if manifest.exists() and not overwrite:  # it was not there when this process looked, before it had the lock
+            raise InputError(f"{self.folder}: was finished by another process meanwhile; run the same command again")
         # with several parts, the first one to come clears what is there
-        if earlier == plan and not (overwrite and (whole or manifest.exists())):
+        if earlier == plan and not (overwrite and (plan["num_parts"] == 1 or manifest.exists())):
             return
         if earlier is not None and not overwrite and any(map(_SHARD_FILE.fullmatch, os.listdir(self.folder))):  # noqa: PTH208
             raise InputError(self._is_of_another(differences(earlier, plan)))
-        if overwrite:
-            manifest.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            for path in self._path.glob("part-*.lock"):
+                if path.stem != _lock_of(part):
+                    stack.enter_context(self._alone(path.stem))
+            self._clear(shards=overwrite)
+            replace_file(self._path / _PLAN, json.dumps(plan).encode())
+
+    def _clear(self, *, shards: bool) -> None:
+        """Remove the entries of an earlier work, and its shards with their manifest if they are to go."""
+        if shards:
+            (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
             self.tidy([])
         for path in (*self._path.glob("task-*.json"), *self._path.glob("part-*.json")):
             path.unlink()
-        replace_file(self._path / _PLAN, json.dumps(plan).encode())
 
     def _forget(self, part: int, num_parts: int) -> None:
         """Remove what a part has entered."""
@@ -277,6 +287,10 @@ class Journal:
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the facts in which two plans differ."""
     return [name for name in dict.fromkeys([*earlier, *now]) if earlier.get(name) != now.get(name)]
+
+
+def _lock_of(part: int) -> str:
+    return f"part-{part:05d}"
 
 
 def _locked(file: int) -> bool:
