@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from posixpath import normpath, splitext
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from ivt2.errors import InputError
 
 _FIELDS = tuple(field.name for field in fields(Annotation))
 _LISTS = ("captions", "options", "answers", "turns")
+_values = attrgetter(*_FIELDS)
+_IN_KEYS = str.maketrans("./\\", "___")  # for what WebDataset would cut a key at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +139,8 @@ def _text(record: Annotation | Skipped, keys: dict[str, int]) -> tuple[str, str]
     """Name of a record, and json that says it whole."""
     if isinstance(record, Skipped):
         return record.key, _encoded([None, *record])
-    values = [getattr(record, name) for name in _FIELDS]
     try:
-        return record.file, _encoded([_free_key(record.file, keys), *values])
+        return record.file, _encoded([_free_key(record.file, keys), *_values(record)])
     except (TypeError, ValueError, RecursionError):
         return record.file, _encoded([None, *Skipped("", record.file, "json_invalid")])
 
@@ -154,7 +156,9 @@ def _free_key(file: str, keys: dict[str, int]) -> str:
         keys: the keys taken so far, each with the number that was last added to it.
     """
     stem = splitext(normpath(file))[0]
-    stem = "".join([letter if letter.isprintable() and letter not in "./\\" else "_" for letter in stem])
+    stem = stem.translate(_IN_KEYS)
+    if not stem.isprintable():
+        stem = "".join([letter if letter.isprintable() else "_" for letter in stem])
     key, number = stem, keys.get(stem, 1)
     while key in keys:
         number += 1

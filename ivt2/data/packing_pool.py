@@ -94,6 +94,7 @@ class WorkerPool:
         waiting: deque[_Job] = deque()
         more = True
         while True:
+            self._assign(waiting)  # before more are dealt, during which a worker would wait
             while more and len(waiting) < self.num_processes:
                 task = next(tasks, None)
                 more = task is not None

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ Member = bytes | str | dict[str, Any]
 
 _BUFFER_BYTES = 1 << 20
 _COPIED_BYTES = 1 << 16
+_SYNC_THREADS = 16
 
 
 class OpenShard:
@@ -44,22 +46,23 @@ class OpenShard:
         spans, parts, offset = {}, [], self._size
         for kind in sorted(members):
             content = members[kind]
-            header = tar_header(f"{key}.{kind}", len(content))
-            spans[kind] = Span(offset + len(header), len(content))
-            parts += [header, content, bytes(-len(content) % BLOCK)]
-            offset += len(header) + len(content) + len(parts[-1])
-        # a large sample is not copied, a small one costs fewer calls
-        for part in parts if offset - self._size > _COPIED_BYTES else [b"".join(parts)]:
-            self._append(part)
+            size = len(content)
+            header = tar_header(f"{key}.{kind}", size)
+            offset += len(header)
+            spans[kind] = Span(offset, size)
+            parts += (header, content, _PADDING[: -size % BLOCK])
+            offset += size + -size % BLOCK
+            self.bytes += size
+        self._append(parts, offset - self._size)
         self._table.add(key, spans)
         self.samples += 1
-        self.bytes += sum(map(len, members.values()))
         self.duration_s += duration_s
 
     def finish(self) -> ShardInfo:
         """End the archive and say what it holds; ``sync_shards`` waits until a disk holds it."""
-        self._append(bytes(2 * BLOCK))
-        self._append(bytes(-self._size % tarfile.RECORDSIZE))
+        end = 2 * BLOCK
+        end += -(self._size + end) % tarfile.RECORDSIZE
+        self._append([bytes(end)], end)
         self._file.flush()
         if sys.platform == "linux":  # the disk begins now, while the next shard is made
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -88,10 +91,26 @@ class OpenShard:
             self._file.close()
         self.temporary.unlink(missing_ok=True)
 
-    def _append(self, content: bytes) -> None:
-        self._file.write(content)
-        self._hash.update(content)
-        self._size += len(content)
+    def _append(self, parts: Sequence[bytes], size: int) -> None:
+        if size > _COPIED_BYTES:
+            self._file.flush()
+            _write(self._file.fileno(), parts)
+            for part in parts:
+                self._hash.update(part)
+        else:  # a small sample costs less copied than in several calls
+            whole = b"".join(parts)
+            self._file.write(whole)
+            self._hash.update(whole)
+        self._size += size
+
+
+def _write(file: int, parts: Sequence[bytes]) -> None:
+    """Write all parts; the system may take fewer bytes than it was given."""
+    size = os.writev(file, parts)
+    if size < sum(map(len, parts)):
+        rest = memoryview(b"".join(parts))[size:]
+        while rest:
+            rest = rest[os.write(file, rest) :]
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -119,6 +138,7 @@ def _tar_info(name: str, size: int) -> tarfile.TarInfo:
 
 
 _EMPTY = _tar_info("", 0).tobuf(tarfile.PAX_FORMAT)
+_PADDING = bytes(BLOCK)
 _EMPTY_CHECKSUM = int(_EMPTY[148:154], 8) - sum(b"%011o" % 0)
 
 
@@ -128,8 +148,11 @@ def sync_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
     Raises:
         OSError: when one of them is not there.
     """
-    for name in (name for shard in shards for name in (shard.name, shard.index_name)):
-        _sync(folder / name)
+    paths = [folder / name for shard in shards for name in (shard.name, shard.index_name)]
+    # all at once: one flush of the disk's own cache then serves every file that waits for it
+    with ThreadPoolExecutor(_SYNC_THREADS) as threads:
+        for _ in threads.map(_sync, paths):
+            pass
     _sync(folder)
 
 
