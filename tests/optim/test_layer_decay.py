@@ -95,6 +95,7 @@ def test_schedules_use_the_scale_up_once():
     for _ in range(2):
         schedule = warmup_cosine(optimizer, total_steps=4)
         assert schedule.get_last_lr() == pytest.approx([0.2, 0.8])
+        assert not any("lr_scale" in group for group in optimizer.param_groups)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.01, -1.0, float("nan")])
