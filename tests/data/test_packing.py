@@ -343,7 +343,7 @@ def test_a_record_that_ends_or_stops_a_worker_is_the_only_one_lost(tmp_path):
     records = clips(media, 8)
     expected, _ = packed([entry for entry in records if entry.file not in {"1.mp4", "6.mp4"}], media, tmp_path / "good")
     manifest, ledger = packed(
-        records, media, tmp_path / "set", 2, preparation=Deadly(["1.mp4"], ["6.mp4"]), timeout_s=0.5
+        records, media, tmp_path / "set", 2, preparation=Deadly(["1.mp4"], ["6.mp4"]), timeout_s=2.0
     )
     assert ledger.by_reason() == {"decoder_crashed": 1, "decoder_timeout": 1}
     assert manifest.shards == expected.shards
