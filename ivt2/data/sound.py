@@ -26,6 +26,7 @@ NUM_MELS = 64
 """Mel bins of InternVideo2's audio encoder."""
 
 _FRAME = SAMPLE_RATE_HZ // 40
+_TYPES = {"audio": AUDIO_TYPES, "video": VIDEO_TYPES, "either": (*AUDIO_TYPES, *VIDEO_TYPES)}
 
 
 def ten_seconds(
@@ -59,12 +60,13 @@ class SoundReader:
     """Finds, decodes and transforms the sound of a sample.
 
     Args:
-        read_from: The ``audio`` member of the sample, or the track of its ``video``.
+        read_from: The ``audio`` member of the sample, the track of its ``video``, or the ``video``'s sound wherever it
+            is: in a member, as preparation leaves it, or else in its track (``either``).
         missing: A sample without sound is left out (``skip``) or gets rows of zeros (``pad``).
         crop: Ten seconds of a longer sound, at ``random`` for training or from the ``middle``.
     """
 
-    read_from: Literal["audio", "video"] = "audio"
+    read_from: Literal["audio", "video", "either"] = "audio"
     missing: Literal["skip", "pad"] = "skip"
     crop: Literal["random", "middle"] = "middle"
 
@@ -90,7 +92,7 @@ class SoundReader:
             SampleError: Reason ``audio_missing``, if such samples are to be left out.
             DecodeError: The bytes cannot be used.
         """
-        types = AUDIO_TYPES if self.read_from == "audio" else VIDEO_TYPES
+        types = _TYPES[self.read_from]
         data = next((members[kind] for kind in types if kind in members), None)
         samples = None if data is None else _decoded(data, start_s, end_s, process)
         if samples is None and self.missing == "skip":
@@ -98,7 +100,7 @@ class SoundReader:
         if samples is None:
             return torch.zeros(NUM_ROWS, NUM_MELS)
         return ten_seconds(
-            samples, of_video=self.read_from == "video", generator=generator if self.crop == "random" else None
+            samples, of_video=self.read_from != "audio", generator=generator if self.crop == "random" else None
         )
 
 

@@ -77,8 +77,8 @@ class MediaSource(ShardSource):
             datamodule's.
         caption_kinds: kinds of captions that a training batch holds beside the chosen one, as ``texts``.
         min_words: captions of fewer normalised words are not used; the reference's pretraining uses 2. 0 uses all.
-        read_audio_from: the ``audio`` member or the track of the ``video``; None takes the member for ``audio`` and
-            the track for ``audio_video``.
+        read_audio_from: the ``audio`` member or the track of the ``video``; None takes the member for ``audio``, and
+            for ``audio_video`` the member of a sample that has one, as preparation leaves it, else the track.
         missing_audio: ``skip`` leaves a clip without sound out, ``pad`` gives it rows of zeros.
 
     Raises:
@@ -115,7 +115,7 @@ class MediaSource(ShardSource):
         Args:
             crop: which ten seconds of a longer sound.
         """
-        default: Literal["audio", "video"] = "video" if self.medium == "audio_video" else "audio"
+        default: Literal["audio", "either"] = "either" if self.medium == "audio_video" else "audio"
         return SoundReader(read_from=self.read_audio_from or default, missing=self.missing_audio, crop=crop)
 
 

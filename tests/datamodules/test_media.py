@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from ivt2.batch import MediaTextBatch, RetrievalBatch, TextTokens
+from ivt2.data.annotations import Annotation
 from ivt2.data.audio import decode_audio
 from ivt2.data.mixing import BATCHES_AHEAD
+from ivt2.data.preparation import Preparation
 from ivt2.data.shards import ShardSet
 from ivt2.data.sound import ten_seconds
+from ivt2.data.transcoding import VideoPreset
 from ivt2.errors import InputError
 from tests.datamodules.clip_sets import LetterTokenizer, datamodule
 from tests.datamodules.media_sets import facts, hiss, sounding, write_media
@@ -119,6 +122,23 @@ def test_the_sound_of_a_clip_may_be_a_member_of_its_own(tmp_path):
     batch = next(iter(ready({"web": options}).train_dataloader()))
     for key, rows in zip(batch["key"], batch["audio"], strict=True):
         assert torch.equal(rows, ten_seconds(decode_audio(hiss(int(key[-1]))), of_video=False))
+
+
+def test_prepared_videos_sound_as_they_did_before(tmp_path):
+    raw = {number: sounding(4) for number in range(4)}
+    prepared = {}
+    for number, data in raw.items():
+        members, _ = Preparation(audio=True, video=VideoPreset(gop=4))("mkv", data, Annotation(file="a.mkv"))
+        assert set(members) == {"mp4", "flac"}
+        prepared[number] = {**members, "json": facts(number)}
+    batches = []
+    for name, samples in (("raw", {n: {"mkv": data, "json": facts(n)} for n, data in raw.items()}), ("made", prepared)):
+        folder = write_media(tmp_path / name, "audio_video", 4, samples)
+        module = ready({"web": {"shards": folder, "medium": "audio_video"}})
+        batches.append(next(iter(module.train_dataloader())))
+    assert batches[0]["key"] == batches[1]["key"]
+    assert len(batches[1]["key"]) == 4
+    assert torch.allclose(batches[0]["audio"], batches[1]["audio"], atol=0.1)  # 16 bits instead of AAC's floats
 
 
 def test_captions_by_kind_stand_beside_the_one_that_is_drawn(sources):
