@@ -43,7 +43,9 @@ class OpenShard:
 
     def write(self, key: str, members: Mapping[str, bytes], duration_s: float) -> None:
         """Append a sample and note where its members lie."""
-        spans, parts, offset = {}, [], self._size
+        spans: dict[str, Span] = {}
+        parts: list[bytes] = []
+        offset = self._size
         for kind in sorted(members):
             content = members[kind]
             size = len(content)
