@@ -6,7 +6,7 @@ import pytest
 from ivt2.cli import index
 from ivt2.data.remote import ShardCache
 from ivt2.data.shards import ShardSet
-from tests.data.test_indexing import samples, write_foreign, write_tar
+from tests.data.test_indexing import samples, write_foreign, write_names
 from tests.programs import run_main
 
 
@@ -41,8 +41,8 @@ def test_a_set_of_another_tool_can_be_read_from_an_address(run, tmp_path):
 
 def test_what_cannot_be_read_is_said(run, tmp_path):
     (tmp_path / "set").mkdir()
-    write_tar(tmp_path / "set" / "a.tar", ["a.mp4", "b.mp4", "b.mp4"])
-    write_tar(tmp_path / "set" / "b.tar", ["c.mp4", "d.mp4"])
+    write_names(tmp_path / "set" / "a.tar", ["a.mp4", "b.mp4", "b.mp4"])
+    write_names(tmp_path / "set" / "b.tar", ["c.mp4", "d.mp4"])
     shard = tmp_path / "set" / "b.tar"
     shard.write_bytes(shard.read_bytes()[:1030])
     code, out, _ = run("shards=set", "num_processes=1")

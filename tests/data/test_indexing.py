@@ -1,9 +1,7 @@
 """Exact: shards of other tools and of version 1 get index files and a manifest, and stay what they are."""
 
-import io
 import json
 import logging
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from ivt2.data.indexing import index_shards
 from ivt2.data.manifest import MANIFEST_NAME, read_manifest, verify
 from ivt2.data.shards import ShardSet, ShardWriter
 from ivt2.errors import InputError
+from tests.data.tars import write_tar
 
 
 def write_foreign(folder: Path, num_shards: int = 3) -> Path:
@@ -104,12 +103,8 @@ def test_shards_that_are_not_those_of_the_manifest_are_refused(tmp_path):
     assert (folder / MANIFEST_NAME).read_bytes() == manifest
 
 
-def write_tar(path: Path, names: list[str]) -> None:
-    with tarfile.open(path, "w", encoding="utf-8") as archive:
-        for name in names:
-            info = tarfile.TarInfo(name)
-            info.size = 4
-            archive.addfile(info, io.BytesIO(b"data"))
+def write_names(path: Path, names: list[str]) -> None:
+    write_tar(path, [(name, b"data") for name in names])
 
 
 def test_names_of_every_kind_are_read_through_the_index(tmp_path, caplog):
@@ -123,7 +118,7 @@ def test_names_of_every_kind_are_read_through_the_index(tmp_path, caplog):
         f"./{'y' * 95}.mp4",
         f"{'z' * 200}.mp4",
     ]
-    write_tar(tmp_path / "a.tar", [*odd, "./dir/a.txt"])
+    write_names(tmp_path / "a.tar", [*odd, "./dir/a.txt"])
     before = samples(ShardSet.open(tmp_path))
     assert len(before) == 6  # one has a type that is none
     index_shards(tmp_path)
@@ -133,8 +128,8 @@ def test_names_of_every_kind_are_read_through_the_index(tmp_path, caplog):
 
 
 def test_what_cannot_be_read_is_said_and_kept_apart(tmp_path):
-    write_tar(tmp_path / "a.tar", ["a.mp4", "b.mp4", "b.mp4", "c.mp4"])
-    write_tar(tmp_path / "b.tar", [f"{number}.mp4" for number in range(4)])
+    write_names(tmp_path / "a.tar", ["a.mp4", "b.mp4", "b.mp4", "c.mp4"])
+    write_names(tmp_path / "b.tar", [f"{number}.mp4" for number in range(4)])
     content = (tmp_path / "b.tar").read_bytes()
     (tmp_path / "b.tar").write_bytes(content[: 3 * 1024 + 512 + 2])
     indexed = index_shards(tmp_path)
@@ -157,7 +152,7 @@ def test_a_folder_that_cannot_be_indexed_is_named(tmp_path):
     with pytest.raises(InputError, match="is being packed"):
         index_shards(tmp_path)
     (tmp_path / ".packing").rmdir()
-    write_tar(tmp_path / "a.tar", ["a.pth"])
+    write_names(tmp_path / "a.tar", ["a.pth"])
     with pytest.raises(InputError, match=r"a\.tar: has no readable sample"):
         index_shards(tmp_path)
     assert read_manifest(tmp_path) is None

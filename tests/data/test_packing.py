@@ -3,14 +3,12 @@ neither processes, parts nor kills. Whole: a packing that is killed goes on.
 """
 
 import faulthandler
-import io
 import json
 import mmap
 import multiprocessing
 import os
 import signal
 import sys
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from ivt2.data.packing_plan import HashSplit
 from ivt2.data.shards import ShardSet
 from ivt2.errors import InputError
 from tests.data.clips import encode
+from tests.data.tars import write_tar
 from tests.data.test_media_files import jpeg
 
 
@@ -242,7 +241,7 @@ def test_what_is_packed_again_from_the_same_changes_nothing_and_the_difference_i
 def test_shards_of_another_tool_are_left_alone(tmp_path):
     records = clips(tmp_path / "media", 1)
     (tmp_path / "set").mkdir()
-    write_tar(tmp_path / "set" / "00000.tar", {"a.txt": b"x"})
+    write_tar(tmp_path / "set" / "00000.tar", [("a.txt", b"x")])
     with pytest.raises(InputError, match="already holds other shards"):
         packed(records, tmp_path / "media", tmp_path / "set")
 
@@ -460,14 +459,6 @@ def test_two_processes_do_not_pack_into_one_folder(tmp_path):
     assert packed(records, media, folder)[0].samples == 2
 
 
-def write_tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
 def test_shards_of_video2dataset_and_img2dataset_are_read_as_they_are(tmp_path):
     """Folders as these tools leave them: numbered shards, a report and a table beside each."""
     facts = {
@@ -483,8 +474,8 @@ def test_shards_of_video2dataset_and_img2dataset_are_read_as_they_are(tmp_path):
         folder = tmp_path / tool
         folder.mkdir()
         sample = {f"000000001.{name}": text for name, text in {kind: content, **texts}.items()}
-        write_tar(folder / "00000.tar", sample)
-        write_tar(folder / "00001.tar", {f"000010000_00001.{kind}": content, "000010000_00001.txt": b"a cat"})
+        write_tar(folder / "00000.tar", sample.items())
+        write_tar(folder / "00001.tar", [(f"000010000_00001.{kind}", content), ("000010000_00001.txt", b"a cat")])
         (folder / "00000.parquet").write_bytes(b"PAR1")
         (folder / "00000_stats.json").write_text("{}")
         shards = ShardSet.open(folder)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ivt2.data.manifest import MANIFEST_NAME, read_manifest, verify
 from ivt2.data.shards import ShardSet, ShardWriter
 from ivt2.data.tar_index import scan
 from ivt2.errors import InputError
+from tests.data.tars import write_tar
 
 
 def members(number):
@@ -48,16 +50,7 @@ def problems(shards):
     return [shards.problem(index) for index in range(len(shards))]
 
 
-def make_tar(path, entries):
-    """A tar written by another hand: bytes for a plain file, or a ready TarInfo."""
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
-        for name, data in entries:
-            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if isinstance(data, tarfile.TarInfo):
-                archive.addfile(info)
-            else:
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+make_tar = partial(write_tar, form=tarfile.GNU_FORMAT)
 
 
 def test_every_sample_comes_back(tmp_path):

@@ -1,6 +1,5 @@
 """Exact: one sample of each fault, and what is counted of it."""
 
-import io
 import json
 import tarfile
 
@@ -14,10 +13,12 @@ from ivt2.data.synthetic_shards import write_synthetic
 from ivt2.data.validation import choose_samples, validate
 from ivt2.errors import InputError
 from tests.data.clips import encode, image_bytes, picture, tone, wav
+from tests.data.tars import write_tar
 
 CLIP = encode(num_frames=5, height=32, width=32)  # 0.2 s
 TALKIE = encode(num_frames=5, height=32, width=32, audio_codec="aac")
-LINK = object()
+LINK = tarfile.TarInfo("link.mp4")
+LINK.type, LINK.linkname = tarfile.SYMTYPE, "elsewhere"
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +26,6 @@ def process():
     process = DecoderProcess()
     yield process
     process.close()
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            data = json.dumps(content).encode() if isinstance(content, dict) else content
-            if content is LINK:
-                info.type, info.linkname, data = tarfile.SYMTYPE, "elsewhere", b""
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 SAMPLES = {
@@ -79,7 +69,8 @@ IN_MEDIA = {"not_audio": 1, "not_image": 1, "not_video": 1, "segment_outside": 1
 def faulty(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faulty")
     first = [(f"{key}.{kind}", content) for key, members in SAMPLES.items() for kind, content in members.items()]
-    write_tar(folder / "a.tar", first)
+    encoded = [(name, json.dumps(each).encode() if isinstance(each, dict) else each) for name, each in first]
+    write_tar(folder / "a.tar", encoded)
     again = [("good.mp4", CLIP), ("good.txt", b"the same key"), ("twice.mp4", CLIP), ("twice.mp4", CLIP)]
     write_tar(folder / "b.tar", again)
     return ShardSet.open(folder)
