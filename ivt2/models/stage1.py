@@ -4,23 +4,24 @@ B clips, T frames, N patches of a clip, Nv visible ones, K and Km tapped blocks.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ivt2.errors import InputError
-from ivt2.models.internvideo2 import InternVideo2, check_taps
-from ivt2.nn.aligning import AligningDecoders
+from ivt2.models.internvideo2 import InternVideo2, check_taps, taps_from_end
+from ivt2.nn.aligning import AligningDecoders, DecoderKind
 
 
 class StudentFeatures(NamedTuple):
     """What a student says in the spaces of its teachers, unit vectors unless its decoders do not normalise."""
 
-    clip_middle: Float[Tensor, "K B 1+Nv clip_dim"]
-    """Visible tokens of the aligned layers in increasing depth, the CLS token first."""
-    clip_final: Float[Tensor, "B final_dim"]
+    clip_middle: Float[Tensor, "K B 1+Nv clip_dim"] | None
+    """Visible tokens of the aligned layers in increasing depth, the CLS token first; None without that branch."""
+    clip_final: Float[Tensor, "B final_dim"] | None
     """The pooled vector."""
     mae: Float[Tensor, "Km B Nv mae_dim"] | None
     """Visible patches of the layers aligned with the second teacher; None where there is none."""
@@ -31,29 +32,36 @@ class Stage1Student(nn.Module):
 
     Args:
         encoder: The video encoder.
-        clip_decoders: Branch towards the teacher of tokens and of a pooled vector (InternVL, or a larger InternVideo2).
+        clip_decoders: Branch towards the teacher of tokens and of a pooled vector (InternVL, or a larger InternVideo2);
+            None to learn from VideoMAE alone.
         mae_decoders: Branch towards VideoMAE; None in distillation.
         clip_taps: Blocks, counted from 0 and increasing, that the first branch decodes, one for each of its decoders;
             see ``ivt2.models.internvideo2.taps_from_end``.
         mae_taps: The same of the second branch.
 
     Raises:
-        InputError: if the taps do not increase, lie outside the encoder, or are not as many as the decoders.
+        InputError: if the taps do not increase, lie outside the encoder, or are not as many as the decoders, or there
+            is no branch at all.
 
     Source: InternVideo2 (arXiv:2403.15377) section 3.1; reference single_modality, PretrainInternVideo2 and its
         counterpart for distillation.
     """
 
+    ENTRY_POINTS: ClassVar[tuple[str, ...]] = ("encode_video",)
+    """Methods besides ``forward`` that read parameters; a sharded engine gathers these for each."""
+
     def __init__(
         self,
         encoder: InternVideo2,
-        clip_decoders: AligningDecoders,
+        clip_decoders: AligningDecoders | None,
         mae_decoders: AligningDecoders | None = None,
         *,
-        clip_taps: Sequence[int],
+        clip_taps: Sequence[int] = (),
         mae_taps: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if clip_decoders is None and mae_decoders is None:
+            raise InputError("the student has no decoders: give clip_decoders, mae_decoders or both")
         _check_decoded("clip_taps", clip_taps, clip_decoders, encoder.depth)
         _check_decoded("mae_taps", mae_taps, mae_decoders, encoder.depth)
         self.encoder = encoder
@@ -64,9 +72,9 @@ class Stage1Student(nn.Module):
     def reset_parameters(self) -> None:
         """Start all weights anew; call it after ``to_empty`` where the model came from meta."""
         self.encoder.reset_parameters()
-        self.clip_decoders.reset_parameters()
-        if self.mae_decoders is not None:
-            self.mae_decoders.reset_parameters()
+        for decoders in (self.clip_decoders, self.mae_decoders):
+            if decoders is not None:
+                decoders.reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must not touch, besides biases and norms."""
@@ -96,11 +104,102 @@ class Stage1Student(nn.Module):
         _, pooled, intermediates = self.encoder(video, masked, taps)
         streams = dict(zip(taps, intermediates, strict=True))
         image = video.shape[1] == 1
-        clip = self.clip_decoders(_stack(streams, self.clip_taps), pooled, image=image, masked=masked)
-        if self.mae_decoders is None:
-            return StudentFeatures(clip.middle, clip.final, None)
-        mae = self.mae_decoders(_stack(streams, self.mae_taps), pooled, image=image, masked=masked)
-        return StudentFeatures(clip.middle, clip.final, mae.middle)
+        features = StudentFeatures(None, None, None)
+        if self.clip_decoders is not None:
+            clip = self.clip_decoders(_stack(streams, self.clip_taps), pooled, image=image, masked=masked)
+            features = features._replace(clip_middle=clip.middle, clip_final=clip.final)
+        if self.mae_decoders is not None:
+            mae = self.mae_decoders(_stack(streams, self.mae_taps), pooled, image=image, masked=masked)
+            features = features._replace(mae=mae.middle)
+        return features
+
+    def encode_video(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> Float[Tensor, "B D"]:
+        """Pooled vector of whole clips, before any decoder: what the student is good for after training.
+
+        Args:
+            video: RGB pixels, uint8 or already normalised.
+        """
+        pooled: Tensor = self.encoder(video).pooled
+        return pooled
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Towards one teacher: what a student is to decode.
+
+    Args:
+        teacher_dim: Width of the teacher's tokens.
+        num_layers: Number of aligned layers.
+        interval: Step from one aligned block of the student to the next, counted from its last block backwards.
+        taps: The aligned blocks themselves, counted from 0 and increasing; takes the place of ``interval``.
+        decoder: Each decoder is one linear layer, or a perceptron of two.
+        final_dim: Width of the teacher's pooled vector; 0 where the teacher has none or it is not to be learnt.
+        cls_token: Whether the teacher has a CLS token.
+
+    Raises:
+        InputError: if the taps are not as many as the layers.
+    """
+
+    teacher_dim: int
+    num_layers: int
+    interval: float = 1.0
+    taps: Sequence[int] | None = None
+    decoder: DecoderKind = "linear"
+    final_dim: int = 0
+    cls_token: bool = True
+
+    def __post_init__(self) -> None:
+        if self.taps is not None and len(self.taps) != self.num_layers:
+            raise InputError(f"taps={list(self.taps)} are not num_layers={self.num_layers} blocks: give one for each")
+
+    def taps_of(self, depth: int) -> list[int]:
+        """Aligned blocks of a student of so many blocks.
+
+        Args:
+            depth: Blocks of the student.
+        """
+        return taps_from_end(depth, self.num_layers, self.interval) if self.taps is None else list(self.taps)
+
+    def decoders(self, encoder: InternVideo2) -> AligningDecoders:
+        """Decoders that fit the student's encoder.
+
+        Args:
+            encoder: The video encoder of the student.
+        """
+        return AligningDecoders(
+            embed_dim=encoder.embed_dim,
+            pooled_dim=encoder.pooled_dim,
+            num_layers=self.num_layers,
+            teacher_dim=self.teacher_dim,
+            final_dim=self.final_dim,
+            num_frames=encoder.grid_frames,
+            grid_size=encoder.grid_size,
+            decoder=self.decoder,
+            cls_token=self.cls_token,
+            position=encoder.position,
+            # Patches without a CLS token have no table for images in any release.
+            separate_image_position=encoder.separate_image_position and self.cls_token,
+        )
+
+
+def build_student(encoder: InternVideo2, *, clip: Branch | None = None, mae: Branch | None = None) -> Stage1Student:
+    """A student with decoders that fit its encoder.
+
+    Args:
+        encoder: The video encoder.
+        clip: Towards the teacher of tokens and of a pooled vector.
+        mae: Towards VideoMAE.
+
+    Raises:
+        InputError: if there is no branch, or the encoder has too few blocks for one.
+    """
+    return Stage1Student(
+        encoder,
+        None if clip is None else clip.decoders(encoder),
+        None if mae is None else mae.decoders(encoder),
+        clip_taps=() if clip is None else clip.taps_of(encoder.depth),
+        mae_taps=() if mae is None else mae.taps_of(encoder.depth),
+    )
 
 
 def _stack(streams: dict[int, Tensor], taps: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ B clips, T frames, N patches of a clip, K tapped blocks, D and E the widths of t
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -46,17 +46,29 @@ class TeacherFeatures(NamedTuple):
         shown = torch.stack([gather_tokens(layer, index) for layer in patches])
         return self._replace(middle=torch.cat([prefix, shown], dim=2))
 
+    def normalized(self) -> "TeacherFeatures":
+        """The same as unit vectors, in single precision or better: half precision would bend them."""
+        final = None if self.final is None else _unit(self.final)
+        return self._replace(middle=_unit(self.middle), final=final)
+
 
 class Teacher(nn.Module, ABC):
     """A frozen encoder: no gradients, and evaluation mode whatever ``train()`` asks for.
 
     The reference leaves the distillation teacher in training mode, so that stochastic depth garbles its targets.
 
+    Attributes:
+        num_prefix: CLS tokens that stand before the patches of ``middle``.
+        gives_attention: Whether ``attention`` is given, so that masks can follow it.
+
     Args:
         encoder: The network; its parameters are frozen here.
         taps: Blocks, counted from 0 and increasing, whose tokens are targets; see ``taps_from_end``.
         normalize: Whether features are scaled to unit length.
     """
+
+    num_prefix: ClassVar[int] = 1
+    gives_attention: ClassVar[bool] = True
 
     def __init__(self, encoder: InternVideo2 | VideoMAE, *, taps: Sequence[int], normalize: bool = True) -> None:
         super().__init__()
@@ -69,9 +81,19 @@ class Teacher(nn.Module, ABC):
         """Stay in evaluation mode: the whole model's ``train()`` must not reach a teacher."""
         return super().train(mode=False)
 
-    @torch.no_grad()
+    @property
+    def final_dim(self) -> int | None:
+        """Width of the pooled vector; None where there is none."""
+        return self.encoder.pooled_dim if isinstance(self.encoder, InternVideo2) else None
+
     def forward(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> TeacherFeatures:
-        """Features of whole clips.
+        """Features of whole clips, unit vectors unless ``normalize`` is off; see ``unnormalized``."""
+        features = self.unnormalized(video)
+        return features.normalized() if self.normalize else features
+
+    @torch.no_grad()
+    def unnormalized(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> TeacherFeatures:
+        """Features of whole clips as the encoder gives them, for whoever keeps but a part of the tokens.
 
         Frames of another size than the encoder's are resized to it (bicubic). The reference resizes VideoMAE's input to
         the size of the other teacher.
@@ -82,11 +104,7 @@ class Teacher(nn.Module, ABC):
         Raises:
             InputError: if the number of frames does not suit the encoder.
         """
-        features = self._features(self._resized(video))
-        if not self.normalize:
-            return features
-        final = None if features.final is None else functional.normalize(features.final, dim=-1)
-        return features._replace(middle=functional.normalize(features.middle, dim=-1), final=final)
+        return self._features(self._resized(video))
 
     @abstractmethod
     def _features(self, video: Tensor) -> TeacherFeatures:
@@ -135,9 +153,15 @@ class VideoMAETeacher(Teacher):
     """
 
     encoder: VideoMAE
+    num_prefix = 0
+    gives_attention = False
 
     def __init__(self, encoder: VideoMAE, *, taps: Sequence[int], normalize: bool = True) -> None:
         super().__init__(encoder, taps=taps, normalize=normalize)
 
     def _features(self, video: Tensor) -> TeacherFeatures:
         return TeacherFeatures(self.encoder(video, taps=self.taps), None, None)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

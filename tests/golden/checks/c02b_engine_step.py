@@ -1,29 +1,25 @@
 """One optimisation step of pre-training and one of distillation, from a video with twice the student's frames."""
 
-from typing import NamedTuple
+from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
-from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.stage1 import Stage1Student, StudentFeatures
-from ivt2.models.teacher import TeacherFeatures
-from ivt2.ops.masking import attention_masking
+from ivt2.modules import masked_targets
+from ivt2.modules.distill import DistillModule
+from ivt2.modules.masked_learning import MaskedLearning
+from ivt2.modules.stage1 import Stage1Module
 from ivt2.optim.parameter_groups import parameter_groups
 from tests.golden.case import Case
 from tests.golden.internvideo2 import PUBLISHED, load_student, rename_student, student_gradient_norms
 from tests.golden.teachers import build_internvideo2, build_internvl, build_videomae
 
 EPS = 1e-6
+LOSSES = ("clip_middle", "clip_final", "mae")
 WITHOUT_INFLUENCE = ("clip_projector.norm1_k.bias", "clip_projector.cross_attn.k_bias")
-
-
-class Targets(NamedTuple):
-    """What the teachers say about visible tokens, and the mask of the hidden patches."""
-
-    masked: Tensor
-    clip: TeacherFeatures
-    mae: TeacherFeatures | None
 
 
 def check(case: Case) -> None:
@@ -31,11 +27,7 @@ def check(case: Case) -> None:
     for engine, prepare in {"pretrain": _pretraining, "distill": _distillation}.items():
         if engine not in case.json:
             continue
-        # Student and first teacher see every second frame; VideoMAE sees all, two to a token.
-        everything = case.inputs["video"].transpose(1, 2)
-        video = everything[:, :: _mae_tubelet(case)]
-        student, targets = prepare(case, everything, video)
-        results = _step(case, engine, student.train(), video, targets)
+        results = _step(case, engine, *prepare(case))
         for output in [output for output in outputs if output.startswith(f"{engine}_")]:
             key = output.removeprefix(f"{engine}_")
             if key == "mask":
@@ -54,44 +46,68 @@ def _mae_tubelet(case: Case) -> int:
     return case.config["mae"]["tubelet_size"] // case.config["student"].get("tubelet_size", 1)
 
 
-def _pretraining(case: Case, everything: Tensor, video: Tensor) -> tuple[Stage1Student, Targets]:
-    """A teacher of frames, VideoMAE, and a mask drawn in each frame."""
+def _pretraining(case: Case) -> tuple[MaskedLearning, Tensor]:
+    """A teacher of frames and VideoMAE, which sees all frames, two to a token; a mask drawn in each frame."""
     config, mae_config = case.config, case.config["mae"]
-    clip_teacher = build_internvl(config["teacher"] | {"img_size": config["clip_res"]}, case.state("pretrain_teacher"))
-    mae_teacher = build_videomae(mae_config, case.state("mae_teacher"))
+    teacher = build_internvl(config["teacher"] | {"img_size": config["clip_res"]}, case.state("pretrain_teacher"))
     branch = {"mae_teacher_embed_dim": mae_config["embed_dim"], "mae_return_layer": mae_config["mae_return_layer"]}
-    student = load_student(branch | case.config["student"], case.state("pretrain_student"))
-    clip = clip_teacher(video)
-    masked = _draw(case, clip.attention.unflatten(0, (len(video), -1)))
-    return student, Targets(masked, clip.visible(masked), mae_teacher(everything).visible(masked))
-
-
-def _distillation(case: Case, _: Tensor, video: Tensor) -> tuple[Stage1Student, Targets]:
-    """A teacher of clips and a mask drawn in the whole clip."""
-    config = case.config
-    sizes = {"embed_dim": config["dt_dim"], "img_size": config["clip_res"], "num_frames": video.shape[1]}
-    teacher = build_internvideo2(config["teacher"] | sizes, case.state("distill_teacher"))
-    student = load_student(
-        case.config["student"] | {"clip_teacher_embed_dim": config["dt_dim"]}, case.state("distill_student")
+    module = Stage1Module(
+        load_student(branch | config["student"], case.state("pretrain_student")),
+        clip_teacher=teacher,
+        mae_teacher=build_videomae(mae_config, case.state("mae_teacher")),
+        **_options(case, config["mae_ratio"]),
     )
-    clip = teacher(video)
-    masked = _draw(case, clip.attention)
-    return student, Targets(masked, clip.visible(masked), None)
+    return module, case.inputs["video"].transpose(1, 2)
 
 
-def _draw(case: Case, attention: Tensor) -> Tensor:
+def _distillation(case: Case) -> tuple[MaskedLearning, Tensor]:
+    """A teacher of clips and a mask drawn in the whole clip; the run gave it every second frame of the video."""
+    config = case.config
+    video = case.inputs["video"].transpose(1, 2)[:, :: _mae_tubelet(case)]
+    sizes = {"embed_dim": config["dt_dim"], "img_size": config["clip_res"], "num_frames": video.shape[1]}
+    student = load_student(
+        config["student"] | {"clip_teacher_embed_dim": config["dt_dim"]}, case.state("distill_student")
+    )
+    teacher = build_internvideo2(config["teacher"] | sizes, case.state("distill_teacher"))
+    return DistillModule({"student": student}, teacher, **_options(case)), video
+
+
+def _options(case: Case, *mae_ratio: float) -> dict:
+    """Weights of the recorded run; its optimizer is built by ``_optimizer``."""
+    weights = dict(zip(LOSSES, [*case.config["ratio"], *mae_ratio], strict=False))
+    if not (PUBLISHED | case.config["student"])["clip_teacher_final_dim"]:
+        weights["clip_final"] = 0.0
+    return {
+        "weights": weights,
+        "mask_ratio": case.config["mask_ratio"],
+        "teacher_dtype": "float32",
+        "optimizer": torch.optim.AdamW,
+        "schedule": partial(LambdaLR, lr_lambda=lambda _: 1.0),
+    }
+
+
+def _recorded_draws(case: Case, seed: Tensor, num: int, _stream: int) -> Tensor:
+    """Uniform draws that become the exponential ones of the recorded run, which one generator gave."""
     torch.manual_seed(case.config["seed"])
-    return attention_masking(attention, torch.empty_like(attention).exponential_(), case.config["mask_ratio"])
+    return -torch.expm1(-torch.empty(len(seed), num).exponential_().double())
 
 
-def _step(case: Case, engine: str, student: Stage1Student, video: Tensor, targets: Targets) -> dict[str, Tensor]:
+def _step(case: Case, engine: str, module: MaskedLearning, everything: Tensor) -> dict[str, Tensor]:
+    (student,) = module.train().named_students().values()
     recorded, order = case.json[engine], case.json[f"{engine}_param_order"]
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
     optimizer = _optimizer(case, engine, student)
-    features = student(video, targets.masked)
-    losses = _losses(case, features, targets)
-    weights = dict(zip(losses, [*case.config["ratio"], case.config["mae_ratio"]], strict=False))
-    loss = sum(weights[name] * value for name, value in losses.items())
+    given: list[tuple[tuple[Tensor, Tensor], StudentFeatures]] = []
+    student.register_forward_hook(lambda _, inputs, features: given.append((inputs, features)))
+    logged: dict[str, Tensor] = {}
+    batch = {"video": everything, "seed": torch.arange(len(everything))}
+    with (
+        patch.object(masked_targets, "uniform", partial(_recorded_draws, case)),
+        patch.object(module, "log", lambda name, value, **_: logged.update({name: value})),
+    ):
+        loss = module.training_step(batch, 0)
+    [((video, masked), features)] = given
+    losses = {f"loss_{term}": logged.get(f"train/loss_{term}", torch.zeros(())) for term in _terms(engine)}
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), case.config["clip"])
     gradients = student_gradient_norms(student, order)
@@ -103,7 +119,7 @@ def _step(case: Case, engine: str, student: Stage1Student, video: Tensor, target
     moved = [(after[name] - before[name]).norm() for name in map(rename_student, order)]
     visible_cls = torch.zeros(len(video), 1, dtype=torch.bool)
     results = {
-        "mask": torch.cat([visible_cls, targets.masked], dim=1),
+        "mask": torch.cat([visible_cls, masked], dim=1),
         "student_input": video.transpose(1, 2),
         "loss": loss,
         "clipped_gradnorms": gradients,
@@ -127,17 +143,9 @@ def _without_noise(case: Case, engine: str, results: dict[str, Tensor]) -> Tenso
     return torch.where(noise, case.outputs[f"{engine}_param_delta_norms_after_step"], moved)
 
 
-def _losses(case: Case, features: StudentFeatures, targets: Targets) -> dict[str, Tensor]:
-    losses = {
-        "loss_clip_middle": feature_alignment_loss(features.clip_middle, targets.clip.middle, normalize=False),
-        "loss_clip_final": torch.zeros(()),
-    }
-    student = PUBLISHED | case.config["student"]
-    if student["clip_teacher_final_dim"] and case.config["ratio"][1]:
-        losses["loss_clip_final"] = feature_alignment_loss(features.clip_final, targets.clip.final, normalize=False)
-    if targets.mae is not None:
-        losses["loss_mae"] = feature_alignment_loss(features.mae, targets.mae.middle, normalize=False)
-    return losses
+def _terms(engine: str) -> tuple[str, ...]:
+    """Terms that the recorded run names; one that it leaves out is 0."""
+    return LOSSES if engine == "pretrain" else LOSSES[:2]
 
 
 def _optimizer(case: Case, engine: str, student: Stage1Student) -> torch.optim.AdamW:
