@@ -195,7 +195,7 @@ def _encoded(frames: "Iterator[VideoFrame]", timing: _Timing, preset: VideoPrese
     import av
 
     file = BytesIO()
-    # times that can be negative make the first frame begin at 0 without an edit list
+    # frames may be shown before the time they are stored under, so that no edit list has to hide a delay
     options = {"fflags": "bitexact", "movflags": "faststart+negative_cts_offsets"}
     rate = Fraction(len(timing.ticks), timing.ticks[-1] + timing.last) / timing.tick_s
     places = iter(timing.ticks)

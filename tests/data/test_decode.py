@@ -134,6 +134,19 @@ def test_h264_frames_that_no_other_needs_are_passed_over():
     assert reason_of(bytes(damaged)) == "corrupt"
 
 
+B_FRAMES = [{"b-pyramid": "none"}, {"b-pyramid": "normal"}, {"x264-params": "open-gop=1"}, {"refs": "5"}]
+
+
+@pytest.mark.parametrize("options", B_FRAMES, ids=str)
+def test_passing_over_needs_no_second_attempt(options, monkeypatch):
+    data = encode(num_frames=14, gop=8, options={"bf": "3", "b_strategy": "0", **options})
+    frames = all_frames(data)
+    monkeypatch.setattr(decode_pyav, "coded_frames", None)
+    chosen = [[i] for i in range(14)] + [[i, j] for i in range(14) for j in range(i + 1, 14, 3)] + [[*range(14)]]
+    for numbers in chosen:
+        np.testing.assert_array_equal(pixels(data, lambda *_, numbers=numbers: numbers), frames[numbers])
+
+
 def test_when_passing_over_fails_every_frame_is_decoded(monkeypatch):
     data, seek_frames, tried = encode(), decode_pyav._seek_frames, []
 

@@ -18,7 +18,9 @@ def test_clips_look_as_asked_differ_and_are_rendered_once(tmp_path, footage, gop
     with av.open(io.BytesIO(first)) as clip:
         frames = list(clip.decode(video=0))
     assert [frame.pts for frame in frames if frame.key_frame] == [frames[at].pts for at in range(0, 20, gop)]
-    assert ("bf" in footage.options) == all(frame.pict_type != av.video.frame.PictureType.B for frame in frames)
+    if gop == 15:  # as ``preparation=sparse`` has it
+        types = "".join(av.video.frame.PictureType(frame.pict_type).name for frame in frames)
+        assert types == "IBBBPBBBPBBBPBPIBBBP"
     assert frames[0].to_ndarray().shape == (72, 64)
     assert not np.array_equal(frames[0].to_ndarray(), frames[-1].to_ndarray())
     (first_file,) = tmp_path.glob("*_000.mp4")
