@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,10 @@ _GREY = 128
 _RIGHT = "tab:green"
 _CAPTION_CHARACTERS = 140
 _LINE_CHARACTERS = 28
+_MAX_TICKS = 8
+
+Curve = Sequence[tuple[int, float]]
+"""Training steps and what was measured at each."""
 
 
 class Found(NamedTuple):
@@ -78,11 +82,13 @@ def draw_masked_clip(video: UInt8[np.ndarray, "T C H W"], masked: Bool[np.ndarra
 
     Args:
         video: Pixels, 0 to 255.
-        masked: True where a patch is hidden; patches in order of frames, rows, columns.
+        masked: True where a patch is hidden; patches in order of frames, rows, columns. Where it speaks of fewer frames
+            than the clip has, the first of each group is shown: the one that a student of every other frame sees.
     """
     frames = video.transpose(0, 2, 3, 1)
     hidden = spread_over_pixels(masked, frames.shape[:3])
-    shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MAX_FRAMES)).round().astype(int))
+    firsts = np.arange(0, len(frames), patch_size(len(masked), frames.shape[:3])[0])
+    shown = firsts[np.unique(np.linspace(0, len(firsts) - 1, min(len(firsts), _MAX_FRAMES)).round().astype(int))]
     figure = Figure(figsize=(1.5 * len(shown), 3.3), layout="constrained")
     grid = figure.subplots(2, len(shown), squeeze=False)
     for column, frame in enumerate(shown):
@@ -97,8 +103,6 @@ def draw_masked_clip(video: UInt8[np.ndarray, "T C H W"], masked: Bool[np.ndarra
 def spread_over_pixels(masked: Bool[np.ndarray, "N"], size: tuple[int, ...]) -> Bool[np.ndarray, "T H W"]:
     """Say for each pixel whether its patch is hidden.
 
-    The square patches follow from their number; of several possible sizes the one that spans the fewest frames.
-
     Args:
         masked: True where hidden; patches in order of frames, rows, columns.
         size: Frames, height and width of the clip.
@@ -106,14 +110,72 @@ def spread_over_pixels(masked: Bool[np.ndarray, "N"], size: tuple[int, ...]) -> 
     Raises:
         ValueError: No square patch cuts the clip into so many.
     """
+    tubelet, patch = patch_size(len(masked), size)
+    num_frames, height, width = size
+    grid = masked.reshape(num_frames // tubelet, height // patch, width // patch)
+    return grid.repeat(tubelet, axis=0).repeat(patch, axis=1).repeat(patch, axis=2)
+
+
+def patch_size(num_patches: int, size: tuple[int, ...]) -> tuple[int, int]:
+    """Frames and side in pixels of square patches, which follow from their number.
+
+    Of several possible sizes the one that spans the fewest frames.
+
+    Args:
+        num_patches: Patches of the clip.
+        size: Frames, height and width of the clip.
+
+    Raises:
+        ValueError: No square patch cuts the clip into so many.
+    """
     num_frames, height, width = size
     for tubelet in (span for span in range(1, num_frames + 1) if num_frames % span == 0):
-        area = num_frames // tubelet * height * width / len(masked)
-        patch = math.isqrt(int(area))
-        if patch and patch * patch == area and height % patch == 0 and width % patch == 0:
-            grid = masked.reshape(num_frames // tubelet, height // patch, width // patch)
-            return grid.repeat(tubelet, axis=0).repeat(patch, axis=1).repeat(patch, axis=2)
-    raise ValueError(f"{len(masked)} square patches do not cover a clip of {num_frames}x{height}x{width}")
+        area = num_frames // tubelet * height * width / num_patches
+        side = math.isqrt(int(area))
+        if side and side * side == area and height % side == 0 and width % side == 0:
+            return tubelet, side
+    raise ValueError(f"{num_patches} square patches do not cover a clip of {num_frames}x{height}x{width}")
+
+
+def draw_curves(title: str, panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Values over training steps, panels side by side.
+
+    Args:
+        title: Above all panels.
+        panels: Of each panel, by what its vertical axis shows, the curves by name.
+    """
+    figure = Figure(figsize=(4 * len(panels), 3.3), layout="constrained")
+    for axes, (label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, curve in curves.items():
+            steps, values = zip(*curve, strict=True)
+            axes.plot(steps, values, marker=".", label=plain(name))
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        for text in axes.legend(fontsize=8).get_texts() if len(curves) > 1 else ():
+            text.set_parse_math(False)
+    figure.suptitle(plain(title), parse_math=False)
+    return figure
+
+
+def draw_layers(title: str, curves: Mapping[str, Curve]) -> Figure:
+    """One row of colours for each layer, one column for each step at which any of them was measured.
+
+    Args:
+        title: Above the picture.
+        curves: Of each layer, top to bottom.
+    """
+    steps = sorted({step for curve in curves.values() for step, _ in curve})
+    values = np.array([[dict(curve).get(step, math.nan) for step in steps] for curve in curves.values()])
+    figure = Figure(figsize=(7, 1.5 + 0.3 * len(curves)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="viridis", interpolation="nearest", aspect="auto")
+    figure.colorbar(image, ax=axes, label="cosine")
+    axes.set_yticks(range(len(curves)), [plain(name) for name in curves], parse_math=False)
+    ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MAX_TICKS)).round().astype(int))
+    axes.set_xticks(ticks, [steps[tick] for tick in ticks])
+    axes.set_xlabel("step")
+    axes.set_title(plain(title), parse_math=False)
+    return figure
 
 
 def _show_frame(axes: Axes, frame: UInt8[np.ndarray, "H W C"] | None, *, right: bool) -> None:

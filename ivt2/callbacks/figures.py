@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from typing_extensions import override
 
 from ivt2.callbacks.drawing import Found, draw_masked_clip, draw_queries, draw_similarity
-from ivt2.callbacks.tracking import mlflow_run, safe_name
+from ivt2.callbacks.tracking import safe_name, save_figure
 from ivt2.metrics.retrieval import RetrievalResult
 from ivt2.ops.distributed import gather_objects
 
@@ -141,13 +141,7 @@ class Figures(Callback):
             self._save(trainer, f"{name}_queries", draw_queries(_finds(result, queries, clips)))
 
     def _save(self, trainer: Trainer, name: str, figure: "Figure") -> None:
-        run = mlflow_run(trainer)
-        if run is not None:
-            run.client.log_figure(run.run_id, figure, f"figures/{name}.png")
-            return
-        path = self.folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        save_figure(trainer, self.folder, name, figure)
 
 
 def thumbnails(video: Tensor) -> list[UInt8[np.ndarray, "H W C"]]:

@@ -17,8 +17,8 @@ class Throughput(Callback):
 
     ``clips_per_s`` counts all ranks, taking this rank's batches for theirs; ``step_s`` is a training step,
     ``data_wait_ratio`` the share of time in [0, 1] spent between steps, waiting for data. Time in which a checkpoint
-    was saved or the network validated counts for neither. A GPU works on after a step has returned, so one step may
-    be off, not their mean.
+    was saved or the network validated or probed counts for neither. A GPU works on after a step has returned, so one
+    step may be off, not their mean.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,15 @@ class Throughput(Callback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Saving is not waiting for data."""
-        self._ended_s = None
+        self.pause()
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nor is validating."""
+        self.pause()
+
+    def pause(self) -> None:
+        """Count the time until the next batch neither as a step nor as waiting; for callbacks listed after this one."""
         self._ended_s = None
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,11 +13,17 @@ from ivt2.batch import Skipped
 from ivt2.callbacks.checkpoint_io import DirectoryCheckpointIO
 from ivt2.callbacks.figures import Figures
 from ivt2.callbacks.preemption import Preemption
+from ivt2.callbacks.probe import Probe
 from ivt2.callbacks.random_state import RandomState
 from ivt2.callbacks.results import Results
 from ivt2.callbacks.skipped import SkippedSamples
 from ivt2.data.ledger import Ledger
+from ivt2.metrics.probing import LabelledFeatures, probe_metrics
 from ivt2.metrics.retrieval import RetrievalResult, retrieval_metrics
+
+LEARNED = ([[0, 3, 1], [5, 8]], [[6, 7], []])
+JUDGED = ([[2, 4]], [])
+"""Labelled clips in the batches of each rank."""
 
 
 class Loader:
@@ -65,6 +71,17 @@ class Data(pl.LightningDataModule):
         }
         return torch.utils.data.DataLoader([clip], batch_size=None)
 
+    def probe_dataloaders(self):
+        return {"set": tuple([labelled_clips(rows) for rows in batches[self.rank]] for batches in (LEARNED, JUDGED))}
+
+
+def labelled_clips(rows):
+    """A batch of these clips, which are of two classes."""
+    labels = torch.arange(9) % 2
+    noise = torch.randint(200, (9, 1, 1, 1, 5), generator=torch.Generator().manual_seed(1))
+    video = (noise + 50 * labels[:, None, None, None, None]).to(torch.uint8)
+    return {"video": video[rows], "label": labels[rows], "sample_id": torch.tensor(rows, dtype=torch.int64)}
+
 
 class Module(pl.LightningModule):
     def __init__(self):
@@ -76,6 +93,9 @@ class Module(pl.LightningModule):
         loss = self.net(batch).square().mean()
         self.losses.append(loss.item())
         return loss
+
+    def encode(self, video):
+        return self.net[:2](video.flatten(1) / 255)
 
     def test_step(self, batch, batch_idx):
         metrics = {"raw": retrieval_metrics(torch.eye(2), torch.arange(2))}
@@ -91,6 +111,23 @@ class Picture(Figures):
     def _save(self, trainer, name, figure):
         frames = sum(len(axes.images) for axes in figure.axes)
         sys.stdout.write(f"picture {name} {frames}\n")
+
+
+class Numbers(Probe):
+    """Says what it found."""
+
+    def _draw(self, trainer):
+        """Nothing."""
+
+    def on_train_end(self, trainer, pl_module):
+        super().on_train_end(trainer, pl_module)
+        found = {name.split("/")[-1]: curve[-1][1] for name, curve in self.state_dict()["curves"].items()}
+        pl_module.eval()
+        sets = [labelled_clips([0, 1, 3, 5, 6, 7, 8]), labelled_clips([2, 4])]
+        features = [LabelledFeatures(pl_module.encode(clips["video"]).detach(), clips["label"]) for clips in sets]
+        expected = probe_metrics(*features, k=3)
+        equal = all(abs(found[name] - value) < 1e-5 for name, value in expected.items())
+        sys.stdout.write(f"probed {sorted(found)} at {self.state_dict()['step']}, as one rank would: {equal}\n")
 
 
 class Signal(pl.Callback):
@@ -118,6 +155,7 @@ def main():
         Results(folder),
         Preemption(folder, poll_every_n_steps=2),
         Signal(folder),
+        Numbers(folder, every_n_steps=4, k=3),
         ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1),
     ]
     trainer = pl.Trainer(

@@ -56,6 +56,9 @@ def test_two_ranks_resume_exactly_and_put_their_knowledge_together(tmp_path):
         assert _losses(second) == _losses(first)[2:]
         assert re.search(r"weights (\S+)", second).group(1) == re.search(r"weights (\S+)", first).group(1)
     assert _losses(whole[0]) != _losses(whole[1])  # each rank has its own data and its own dropout
+    judged = ["effective_rank", "knn_top1", "linear_top1", "linear_top1_gain", "mean_cosine"]
+    for output in [*whole, *resumed]:
+        assert f"probed {judged} at 5, as one rank would: True" in output
     assert "skipped 7 of 20 samples" in whole[0]
     assert "skipped" not in whole[1]
     expected = [(rank, row, 2 * row + 1, f"{rank}-{2 * row + 1}") for rank in range(2) for row in range(2)]

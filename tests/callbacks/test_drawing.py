@@ -5,6 +5,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ivt2.callbacks.drawing import (
     Found,
+    draw_curves,
+    draw_layers,
     draw_masked_clip,
     draw_queries,
     draw_similarity,
@@ -53,6 +55,46 @@ def test_masked_clip_is_grey_where_hidden():
     assert (below[:4, :4] == 128).all()
     assert (below[4:] == [250, 0, 0]).all()
     assert figure.get_suptitle() == "25% of the patches hidden"
+
+
+def test_a_mask_of_every_other_frame_lies_on_the_frames_it_speaks_of():
+    video = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 8, 8), dtype=np.uint8)
+    masked = np.zeros((10, 4), dtype=bool)
+    masked[:, 1] = masked[3] = True
+    figure = draw_masked_clip(video, masked.ravel())
+    images = [axes.images[0].get_array() for axes in figure.axes]
+    above, below = images[:8], images[8:]
+    assert [picture[0, 0, 0] for picture in above] == [0, 2, 6, 8, 10, 12, 16, 18]
+    assert all(
+        (picture == before)[:, :4].all() for picture, before in zip(below, above, strict=True) if before[0, 0, 0] != 6
+    )
+    assert all((picture[:4, 4:] == 128).all() for picture in below)
+    assert (below[2] == 128).all()
+
+
+def test_curves_stand_in_panels_over_steps():
+    panels = {
+        "accuracy (%)": {r"knn$\frac{$": [(0, 10.0), (4, 30.0)], "linear": [(0, 20.0)]},
+        "rank": {"rank": [(0, 1.0)]},
+    }
+    figure = draw_curves("a $set$", panels)
+    left, right = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%)", "rank"]
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), [(0, 10), (4, 30)])
+    assert [text.get_text() for text in left.get_legend().get_texts()] == [r"knn$\frac{$", "linear"]
+    assert right.get_legend() is None
+    pixels(figure)
+
+
+def test_layers_are_rows_and_steps_columns():
+    curves = {"clip/$3": [(2, 0.1), (4, 0.2)], "mae/5": [(4, 0.3), (6, 0.4)]}
+    figure = draw_layers("cosine of $x$", curves)
+    axes = figure.axes[0]
+    matrix = np.ma.filled(axes.images[0].get_array(), np.nan)
+    np.testing.assert_array_equal(matrix, [[0.1, 0.2, np.nan], [np.nan, 0.3, 0.4]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "4", "6"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["clip/$3", "mae/5"]
+    pixels(figure)
 
 
 def test_similarity_matrix_has_one_caption_per_clip():
