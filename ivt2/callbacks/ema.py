@@ -41,7 +41,7 @@ class ExponentialMovingAverage(Callback):
         if not 0 <= decay < 1:
             raise InputError(f"decay={decay} is outside [0, 1): leave callbacks.ema out for no average")
         self.evaluate = evaluate
-        self._update = get_ema_multi_avg_fn(decay)
+        self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._parameters: dict[str, nn.Parameter] = {}
         self._averages: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
