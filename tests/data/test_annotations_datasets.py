@@ -425,7 +425,7 @@ def test_captions_of_the_same_clip_are_merged(tmp_path):
 
 
 def test_every_dataset_is_in_the_documentation():
-    page = (CONF.parent / "docs" / "data.md").read_text()
+    page = (CONF.parent / "docs" / "packing.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)}
     assert {file.stem for file in (CONF / "source").glob("*.yaml")} <= named
