@@ -8,11 +8,18 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from ivt2.batch import ClipBatch
+from ivt2.cli.door import CONF
 from ivt2.data.decode import decode_video
+from ivt2.data.ledger import Ledger
+from ivt2.data.packing import pack
+from ivt2.data.preparation import Preparation
 from ivt2.data.sampling import middle, segment_starts
 from ivt2.data.shards import ShardWriter
+from ivt2.data.synthetic_datasets import describe_dataset, write_dataset
 from ivt2.data.transforms import HorizontalFlip, MultiScaleCrop, Resize
 from ivt2.datamodules.clips import ClipDataModule
 from ivt2.errors import InputError
@@ -280,6 +287,31 @@ def test_the_hash_names_all_data_of_the_stage_and_probes_need_no_training_set(fo
     assert len(hashes) == 3
     assert ready(None, probe, stage="test").ledger.num_samples == 12
     assert ready({"web": folders["web"]}).probe_dataloaders() == {}
+
+
+def test_k_mash_goes_from_its_list_to_batches(tmp_path):
+    """Intervals of two scenes are one source of the list, whole clips of one scene the other."""
+    dataset = describe_dataset("k_mash", split="train", num=6, seed=3)
+    write_dataset(dataset, tmp_path)
+    cfg = OmegaConf.load(CONF / "source" / "k_mash.yaml")
+    source = instantiate(OmegaConf.merge(cfg, {"annotations": str(tmp_path / "train.csv")}), _convert_="all")
+    options = {"preparation": Preparation(), "ledger": Ledger(0), "num_processes": 1}
+    pack(source, tmp_path / "train", tmp_path / "shards", **options)
+    mash = {"shards": str(tmp_path / "shards"), "trim": True, "flip_except": ["hacs"]}
+    transforms = {"train_transforms": [Resize(16), HorizontalFlip(1.0)], "train_sampling": middle}
+    (batch,) = ready({"mash": mash}, global_batch_size=6, **transforms).train_dataloader()
+    found = {}
+    for sample_id, label, clip in zip(batch["sample_id"].tolist(), batch["label"], batch["video"], strict=True):
+        found[sample_id] = int(label), clip
+    lines = [line.split() for line in (tmp_path / "train.csv").read_text().splitlines()]
+    assert {line[0] for line in lines} == {"hacs", "k710"}
+    for number, (name, path, _, start_s, end_s, label) in enumerate(lines):
+        part = {"start_s": float(start_s), "end_s": float(end_s)} if name == "hacs" else {}
+        data = (tmp_path / "train" / path).read_bytes()
+        frames = decode_video(data, lambda length, _: middle(length, 2), **part).frames
+        expected = Resize(16)(frames, np.random.default_rng(0))
+        assert found[number][0] == int(label)
+        assert torch.equal(found[number][1], expected if name == "hacs" else expected.flip(-1))
 
 
 @pytest.mark.dist
