@@ -135,7 +135,7 @@ class Probe(Callback):
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = self._probed_step = trainer.global_step
-        values = {}
+        values: dict[str, float] = {}
         with _undisturbed(pl_module):
             sets = cast("ProbeDataModule", trainer.datamodule).probe_dataloaders()  # type: ignore[attr-defined]
             for name, loaders in sets.items():
@@ -161,8 +161,8 @@ class Probe(Callback):
         """What is logged of one set; the first rank computes it for all."""
         encoders = _encoders(pl_module)
         train, test = (_encoded(trainer, encoders, loader) for loader in loaders)
-        for part, found in (("train", train), ("test", test)):
-            if any(len(each.labels) == 0 for each in found.values()):
+        for part, clips in (("train", train), ("test", test)):
+            if any(len(each.labels) == 0 for each in clips.values()):
                 reason = "no clip could be read, or none has a label"
                 raise InputError(f"datamodule.probe.{name}.{part}: {reason}; see the table of skipped samples")
         values: dict[str, float] = {}
@@ -174,7 +174,7 @@ class Probe(Callback):
             first_step, first_value = curve[0]
             if first_step == 0:
                 values[f"{prefix}/linear_top1_gain"] = found["linear_top1"] - first_value
-        return cast("dict[str, float]", trainer.strategy.broadcast(values))
+        return trainer.strategy.broadcast(values)
 
     def _draw(self, trainer: Trainer) -> None:
         sets = sorted({name.split("/")[1] for name in self._curves if name.startswith("probe/")})
@@ -213,7 +213,7 @@ def _encoders(pl_module: LightningModule) -> dict[str, Encode]:
     """How to encode, for each of several students by name; the name of an only one is empty."""
     named_students = getattr(pl_module, "named_students", None)
     names = [""] if named_students is None else list(named_students())
-    encode = cast("Encode", pl_module.encode)
+    encode = cast("Callable[..., Tensor]", pl_module.encode)
     return {name: partial(encode, student=name) if name else encode for name in names}
 
 

@@ -85,7 +85,7 @@ def knn_accuracy(
     """
     num_classes = _num_classes(train_labels, test_labels)
     hits = []
-    for features, labels in zip(test_features.split(_CHUNK), test_labels.split(_CHUNK), strict=True):
+    for features, labels in zip(torch.split(test_features, _CHUNK), torch.split(test_labels, _CHUNK), strict=True):
         cosines = cosine_similarity(features.double(), train_features.double())
         nearest = cosines.topk(min(k, len(train_features)), dim=1)
         # A softmax scales the weights of one feature by a common factor, which keeps the exponential in range.
