@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -120,7 +120,8 @@ class MaskedLearning(LightningModule, ABC):
         targets = self.targets(batch["video"], batch["seed"])
         self.last_masked = targets.masked[:size]
         share = global_mean(torch.tensor(float(size), device=targets.video.device), size)
-        losses, report = [], {}
+        losses: list[Tensor] = []
+        report: dict[str, Tensor] = {}
         for name, student in self.named_students().items():
             features = student(targets.video, targets.masked)
             layers = {term: share * _distances(term, features, targets) for term in self.weights}
@@ -207,6 +208,7 @@ def _check_term(name: str, student: Stage1Student, term: str, teacher: Teacher) 
     where = f"student {name!r}: {role}_decoders" if name else f"student: {role}_decoders"
     if decoders is None:
         raise InputError(f"{where} are missing: add them, or set weights.{term}=0")
+    decoder: nn.Module
     if term == "clip_final":
         decoder, wanted = decoders.final, teacher.final_dim
     else:
@@ -227,7 +229,7 @@ def _check_term(name: str, student: Stage1Student, term: str, teacher: Teacher) 
 def _check_layers(where: str, decoders: AligningDecoders, teacher: Teacher) -> None:
     if len(decoders.decoders) != len(teacher.taps):
         raise InputError(
-            f"{where} are {len(decoders.decoders)} for {len(teacher.taps)} taps of the teacher: equal them"
+            f"{where} are {len(decoders.decoders)} for {len(teacher.taps)} taps of the teacher: tap as many blocks as it decodes"
         )
     if decoders.num_prefix != teacher.num_prefix:
         wanted = "true" if teacher.num_prefix else "false"
