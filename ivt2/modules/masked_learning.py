@@ -227,9 +227,10 @@ def _check_term(name: str, student: Stage1Student, term: str, teacher: Teacher) 
 
 
 def _check_layers(where: str, decoders: AligningDecoders, teacher: Teacher) -> None:
-    if len(decoders.decoders) != len(teacher.taps):
+    number, taps = len(decoders.decoders), len(teacher.taps)
+    if number != taps:
         raise InputError(
-            f"{where} are {len(decoders.decoders)} for {len(teacher.taps)} taps of the teacher: tap as many blocks as it decodes"
+            f"{where} are {number} for {taps} taps of the teacher: tap as many blocks as there are decoders"
         )
     if decoders.num_prefix != teacher.num_prefix:
         wanted = "true" if teacher.num_prefix else "false"
