@@ -26,6 +26,9 @@ from ivt2.data.shard_file import replace_file, sync_shards
 from ivt2.data.workers import num_cores
 from ivt2.errors import InputError
 
+SKIPPED_NAME = "skipped.jsonl"
+"""List of the records that are not in the shards, beside them."""
+
 _NUM_PARTS = "num_parts"
 _SOURCES = "annotation files"
 
@@ -240,9 +243,19 @@ def _written(journal: Journal, plan: Mapping[str, Any], entries: Sequence[TaskEn
     facts = {name: value for name, value in plan.items() if name not in {_NUM_PARTS, _SOURCES}}
     manifest = Manifest(shards, sources, {**facts, RECORDS: records})
     journal.tidy([name for shard in shards for name in (shard.name, shard.index_name)])
+    _list_skipped(folder / SKIPPED_NAME, entries)
     replace_file(folder / MANIFEST_NAME, manifest.to_json().encode())
     journal.remove()
     return manifest
+
+
+def _list_skipped(path: Path, entries: Sequence[TaskEntry]) -> None:
+    """Write a line for each record that could not be packed; without any there is no list."""
+    lines = [json.dumps({"key": lost.key, "reason": lost.reason}) + "\n" for entry in entries for lost in entry.lost]
+    if lines:
+        replace_file(path, "".join(lines).encode())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _plan(packing: Manifest, num_parts: int) -> dict[str, Any]:

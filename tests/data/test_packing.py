@@ -19,7 +19,7 @@ from ivt2.batch import Skipped
 from ivt2.data.annotations import Annotation, FrameFiles, captions_of, facts_of
 from ivt2.data.ledger import Ledger, SampleError
 from ivt2.data.manifest import MANIFEST_NAME, verify
-from ivt2.data.packing import merge_parts, pack
+from ivt2.data.packing import SKIPPED_NAME, merge_parts, pack
 from ivt2.data.packing_plan import HashSplit
 from ivt2.data.shards import ShardSet
 from ivt2.errors import InputError
@@ -105,6 +105,9 @@ def test_packing_accounts_for_every_record(media, tmp_path):
         "text_empty": 1,
     }
     assert ledger.seen == 10 == ledger.skipped + manifest.samples
+    lines = [json.loads(line) for line in (tmp_path / "set" / SKIPPED_NAME).read_text().splitlines()]
+    assert [line["key"] for line in lines] == [files[1], *files[5:9], "l:9"]
+    assert lines[-1]["reason"] == "text_empty"
     assert seen[-1] == 10
     assert [(shard.name, shard.samples, shard.duration_s) for shard in manifest.shards] == [
         ("shard-000000.tar", 3, 6.0),
