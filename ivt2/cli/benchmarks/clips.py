@@ -46,12 +46,12 @@ def raw_footage(num_frames: int) -> Footage:
 def prepared_footage(num_frames: int) -> Footage:
     """Clips encoded for sparse reading, as ``preparation=sparse`` does it, at the bit rate that it comes to."""
     return Footage(
-        name="456x256 GOP 15",
+        name="456x256 GOP 8",
         width=456,
         height=256,
         num_frames=num_frames,
-        gop=15,
-        bit_rate=330_000,
+        gop=8,
+        bit_rate=420_000,
         options={"bf": "3", "b_strategy": "0", "b-pyramid": "none", "tune": "fastdecode"},
     )
 
