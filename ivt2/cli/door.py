@@ -41,6 +41,7 @@ CONF = Path(__file__).parents[2] / "conf"
 """The configuration of all commands, beside the package in a checkout."""
 
 _TRACES = "HYDRA_FULL_ERROR"
+_INTERRUPTED = 130  # what shells report after Ctrl-C
 
 
 def group_options(group: str) -> list[str]:
@@ -172,6 +173,9 @@ def command(config_name: str, *, keys: type | None = None, conf: Path = CONF) ->
             try:
                 with _one_line(*USER_ERRORS, OSError, ValueError, traces=traces):
                     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+            except KeyboardInterrupt:
+                sys.stderr.write("interrupted\n")
+                sys.exit(_INTERRUPTED)
             finally:
                 _set_traces(traces)
                 code = sweep.finish()

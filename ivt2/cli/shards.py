@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ivt2.cli.door import command
+from ivt2.errors import InputError
 
 if TYPE_CHECKING:
     from ivt2.data.annotations import Source
@@ -60,7 +61,10 @@ def main(cfg: ShardsConfig) -> None:
     from ivt2.data.ledger import Ledger
     from ivt2.data.packing import pack
 
+    if cfg.annotations is None and Path(cfg.output).resolve().is_relative_to(Path(cfg.media_root).resolve()):
+        raise InputError(f"output={cfg.output}: lies in media_root, all of which is packed; choose a folder beside it")
     source: Source = instantiate(cfg.source, _convert_="all")
+    preparation = instantiate(cfg.preparation, _convert_="all")
     if cfg.merge_captions:
         source = MergedAnnotations(source)
     split: HashSplit = instantiate(cfg.split, _convert_="all")
@@ -71,7 +75,7 @@ def main(cfg: ShardsConfig) -> None:
             source,
             cfg.media_root,
             cfg.output,
-            preparation=instantiate(cfg.preparation, _convert_="all"),
+            preparation=preparation,
             ledger=ledger,
             max_samples=cfg.max_samples,
             max_bytes=cfg.max_bytes,

@@ -47,6 +47,10 @@ def test_a_mistake_is_one_line_and_status_2(probe, arguments, expected):
     assert expected in err
 
 
+def test_an_interrupt_is_one_line_and_the_status_of_shells(probe):
+    assert probe("fail=interrupt")[::2] == (130, "interrupted\n")
+
+
 def test_a_good_call_returns_and_leaves_its_value(probe, tmp_path):
     code, _, err = probe("x=3", "solver=adamw", "paths.run_dir=here")
     assert (code, err) == (0, "")

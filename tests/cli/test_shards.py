@@ -99,6 +99,12 @@ def test_mistakes_are_one_line(pack, media, changed, expected, tmp_path):
     assert not (tmp_path / "out" / "clips" / "manifest.json").exists()
 
 
+def test_a_folder_is_not_packed_into_itself(pack, media):
+    code, _, err = pack("source=folder", "media_root=media", "output=media/shards")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "output=media/shards: lies in media_root" in err
+
+
 def test_options_reach_the_packing(pack, tmp_path):
     (tmp_path / "media").mkdir()
     for name in "abcdefgh":

@@ -13,7 +13,7 @@ from ivt2.errors import InputError
 class ProbeConfig(Protocol):
     x: float
     steps: int
-    fail: Literal["input", "defect", "instantiate"] | None
+    fail: Literal["input", "defect", "instantiate", "interrupt"] | None
 
 
 @command("probe", keys=ProbeConfig, conf=Path(__file__).parent / "conf")
@@ -23,6 +23,8 @@ def main(cfg) -> float:
         raise InputError("clip.mp4: cannot be read; remove it")
     if cfg.fail == "defect":
         raise RuntimeError("a defect")
+    if cfg.fail == "interrupt":
+        raise KeyboardInterrupt
     if cfg.fail == "instantiate":
         from hydra.utils import instantiate
 
