@@ -48,7 +48,7 @@ class VideoPreset:
     """
 
     short_side: int = 256
-    gop: int = 15
+    gop: int = 8
     b_frames: int = 3
     max_fps: float | None = None
     crf: int = 23

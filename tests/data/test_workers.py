@@ -125,6 +125,6 @@ def test_a_command_that_is_ended_leaves_no_process_behind(number):
         descendants = psutil.Process(parent.pid).children(recursive=True)
         assert len(descendants) == 4
         parent.send_signal(number)
-        assert parent.wait(10) == -number
+        assert parent.wait(30) == -number
     _, alive = psutil.wait_procs(descendants, timeout=10)
     assert not alive
