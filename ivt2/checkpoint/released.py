@@ -7,7 +7,7 @@ they are, never which class to build: whoever reads them takes the network from 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,8 @@ class ReleasedFolder:
     shards: tuple[Path, ...]
     tensors: Mapping[str, TensorFacts]
     """Names, shapes and dtypes of all weights."""
+    prefix: str = ""
+    """What was cut off these names, see ``part``."""
 
     @classmethod
     def open(cls, folder: Path, *, release: Release | None = None, on_bytes: OnBytes = ignore) -> "ReleasedFolder":
@@ -186,6 +188,17 @@ class ReleasedFolder:
             raise InputError(f"{folder / CONFIG}: {strange[0]} is no position table of this release; {FORMAT.remedy}")
         return cls(folder, facts, metadata, shards, tensors)
 
+    def part(self, prefix: str) -> "ReleasedFolder":
+        """The weights below a prefix alone, under the names that follow it.
+
+        Args:
+            prefix: For instance ``"vision_encoder."``; nothing is left where no name starts with it.
+        """
+        tensors = {name.removeprefix(prefix): each for name, each in self.tensors.items() if name.startswith(prefix)}
+        tables = [name.removeprefix(prefix) for name in self.facts.position_tables if name.startswith(prefix)]
+        facts = replace(self.facts, position_tables=tables)
+        return replace(self, facts=facts, tensors=tensors, prefix=self.prefix + prefix)
+
     def compare(self, network: Mapping[str, TensorFacts], *, resizable: bool) -> None:
         """Compare names, shapes and kinds of numbers with those of a network.
 
@@ -217,7 +230,8 @@ class ReleasedFolder:
         for shard in self.shards:
             file = ReferenceFile.open(shard)
             for name in file.facts:
-                yield name, file.tensor(name)
+                if name.startswith(self.prefix):
+                    yield name.removeprefix(self.prefix), file.tensor(name)
 
 
 def read_facts(folder: Path) -> tuple[ReleasedFacts, dict[str, Any]]:
@@ -245,6 +259,7 @@ def load_released(
     network: nn.Module,
     *,
     release: Release | None = None,
+    prefix: str = "",
     num_frames: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -258,6 +273,8 @@ def load_released(
         network: Filled in place. What is on the meta device is put on ``device``; what is in memory keeps its place
             and its dtype.
         release: What the folder must be; None accepts every release that fits the network.
+        prefix: Part of the release to take, for instance ``"vision_encoder."``; it is cut off the names, and weights
+            that do not start with it are left out.
         num_frames: Temporal positions of the network's tables; None: as the release has them.
         dtype: Floating-point dtype of weights that were on the meta device; None: as they are stored.
         device: Where those go.
@@ -266,7 +283,7 @@ def load_released(
         InputError: The folder is damaged or another release; or weights are missing, unexpected or of another shape.
             Nothing was loaded then.
     """
-    opened = ReleasedFolder.open(folder, release=release)
+    opened = ReleasedFolder.open(folder, release=release).part(prefix)
     targets: dict[str, Tensor] = network.state_dict(keep_vars=True)
     frames = opened.facts.num_frames if num_frames is None else num_frames
     opened.compare(tensor_facts(targets), resizable=True)
