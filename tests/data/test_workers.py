@@ -16,13 +16,14 @@ from ivt2.data.workers import in_order, num_readers
 from ivt2.errors import InputError
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from io import BytesIO
 from PIL import Image
 from ivt2.data.containers import Limits
 from ivt2.data.isolation import DecoderProcess
 from ivt2.data.workers import in_order
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
 process = DecoderProcess()
 
 def work(task):
