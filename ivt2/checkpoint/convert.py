@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ivt2.checkpoint.difference import shorten
 from ivt2.checkpoint.keymaps.keymap import Plan, TensorFacts, tensor_facts
-from ivt2.checkpoint.manifest import MANIFEST, OnBytes, flush, put_in_place, require_space, temporary_folder, write_json
+from ivt2.checkpoint.manifest import MANIFEST, OnBytes, put_in_place, require_space, temporary_folder, write_json
 from ivt2.checkpoint.reference_file import ReferenceFile
 from ivt2.checkpoint.release import Part, Release
 from ivt2.checkpoint.released import (
@@ -31,6 +31,7 @@ from ivt2.checkpoint.released import (
     shard_name,
 )
 from ivt2.checkpoint.tensors import write_tensors
+from ivt2.data.files import sync
 from ivt2.errors import InputError
 
 SHARD_BYTES = 2 << 30
@@ -169,13 +170,13 @@ def export(
     require_space(_ground(output), needed, what=f"{part} of {release.name} as a file")
     with _temporary_file(output) as temporary:
         torch.save(tensors, temporary)
-        flush(temporary)
+        sync(temporary)
         written = ReferenceFile.open(temporary)
         written.digest(_meter(on_progress, "checking", temporary.stat().st_size))
         if written.facts != tensor_facts(tensors):
             raise OSError(f"{temporary}: the tensors read back are not those written")
         temporary.replace(output)
-        flush(output.parent)
+        sync(output.parent)
     return output
 
 

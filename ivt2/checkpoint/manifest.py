@@ -7,7 +7,6 @@ afterwards.
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ivt2.data.files import sync
 from ivt2.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -106,11 +106,11 @@ class FolderFormat:
         """Flush every file, then write the manifest and flush it and the directory."""
         files = {}
         for path in sorted(folder.iterdir()):
-            flush(path)
+            sync(path)
             files[path.name] = {"sha256": sha256(path, on_bytes=on_bytes), "bytes": path.stat().st_size}
         write_json(folder / MANIFEST, {"format": self.name, "files": files})
-        flush(folder / MANIFEST)
-        flush(folder)
+        sync(folder / MANIFEST)
+        sync(folder)
 
     def read_json(self, path: Path, *, max_bytes: int | None = _MAX_JSON_BYTES) -> Any:
         """Read a file of plain data.
@@ -156,7 +156,7 @@ def put_in_place(temporary: Path, folder: Path) -> None:
         discard(previous)
         folder.rename(previous)
     temporary.rename(folder)
-    flush(folder.parent)
+    sync(folder.parent)
     discard(previous)
 
 
@@ -199,12 +199,3 @@ def sha256(path: Path, *, on_bytes: OnBytes = ignore) -> str:
             digest.update(chunk)
             on_bytes(len(chunk))
     return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Have a file or the entries of a directory on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

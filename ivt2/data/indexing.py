@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ivt2.data.manifest import MANIFEST_NAME, PACKING_NAME, Manifest, ShardInfo, digest, read_manifest
-from ivt2.data.shard_file import replace_file
+from ivt2.data.files import replace_file
+from ivt2.data.manifest import MANIFEST_NAME, PACKING_NAME, Manifest, ShardInfo, digest, read_manifest, require_names
 from ivt2.data.shard_index import SampleTable
 from ivt2.data.tar_index import scan
 from ivt2.data.workers import in_order
@@ -61,9 +61,10 @@ def index_shards(
     folder = Path(folder)
     names = shard_names(folder)
     earlier = read_manifest(folder)
-    if earlier is not None and [shard.name for shard in earlier.shards] != names:
-        _refuse_other_names(folder, names, earlier)
-        names = [shard.name for shard in earlier.shards]
+    if earlier is not None:
+        promised_names = [shard.name for shard in earlier.shards]
+        require_names(folder, names, promised_names)
+        names = promised_names
     promised: Sequence[ShardInfo | None] = [None] * len(names) if earlier is None else earlier.shards
     tasks = list(zip(names, promised, strict=True))
     shards: list[ShardInfo] = []
@@ -97,14 +98,6 @@ def shard_names(folder: Path) -> list[str]:
     if not names:
         raise InputError(f"{folder}: holds no shards (*.tar); give the folder of the shards")
     return names
-
-
-def _refuse_other_names(folder: Path, names: list[str], earlier: Manifest) -> None:
-    promised = {shard.name for shard in earlier.shards}
-    if unlisted := sorted(set(names) - promised):
-        raise InputError(f"{folder / unlisted[0]}: is not in {MANIFEST_NAME}; move it to a folder of its own")
-    if missing := sorted(promised - set(names)):
-        raise InputError(f"{folder / missing[0]}: is in {MANIFEST_NAME} but not there; restore it")
 
 
 def _index_shard(folder: Path, task: tuple[str, ShardInfo | None]) -> _IndexedShard:

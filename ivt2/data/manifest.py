@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -133,6 +133,23 @@ def read_manifest(folder: Path) -> Manifest | None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
     return parse_manifest(content, str(path))
+
+
+def require_names(folder: Path, found: Collection[str], promised: Collection[str]) -> None:
+    """Refuse a folder that holds other shards than its manifest names.
+
+    Args:
+        folder: of the shards.
+        found: names of those that are there.
+        promised: names that stand in the manifest.
+
+    Raises:
+        InputError: naming the first that is too many or missing.
+    """
+    if unlisted := sorted(set(found) - set(promised)):
+        raise InputError(f"{folder / unlisted[0]}: is not in {MANIFEST_NAME}; move it to a folder of its own")
+    if missing := sorted(set(promised) - set(found)):
+        raise InputError(f"{folder / missing[0]}: is in {MANIFEST_NAME} but not there; restore it")
 
 
 def parse_manifest(content: bytes, path: str) -> Manifest:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ivt2.batch import Skipped
 from ivt2.data.annotations import Source
+from ivt2.data.files import replace_file
 from ivt2.data.ledger import Ledger
 from ivt2.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, SourceFile, read_manifest, tool
 from ivt2.data.media_files import file_state
@@ -22,7 +23,7 @@ from ivt2.data.packing_journal import RECORDS, Journal, TaskEntry, differences
 from ivt2.data.packing_plan import HashSplit, Task, deal
 from ivt2.data.packing_pool import WorkerPool
 from ivt2.data.packing_task import Prepares, TaskPacker
-from ivt2.data.shard_file import replace_file, sync_shards
+from ivt2.data.shard_file import sync_shards
 from ivt2.data.workers import num_cores
 from ivt2.errors import InputError
 

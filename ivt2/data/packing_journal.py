@@ -4,7 +4,6 @@
 all tasks of a part are finished. Nothing here is needed once ``manifest.json`` is there.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,14 +11,14 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ivt2.data.files import is_at, replace_file, try_lock
 from ivt2.data.manifest import MANIFEST_NAME, PACKING_NAME, ShardInfo
 from ivt2.data.media_files import file_state
-from ivt2.data.shard_file import replace_file
 from ivt2.errors import InputError
 
 _PLAN = "plan.json"
@@ -274,7 +273,8 @@ class Journal:
             file = path.open("a")
             with ExitStack() as stack:
                 stack.callback(file.close)
-                if _locked(file.fileno()) and _is_at(file.fileno(), path):
+                # a lock file may have been removed, with all others, by the process that held it before
+                if try_lock(file.fileno()) and is_at(file.fileno(), path):
                     stack.pop_all()
                     break
             if time.monotonic() > deadline:
@@ -291,18 +291,3 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 def _lock_of(part: int) -> str:
     return f"part-{part:05d}"
-
-
-def _locked(file: int) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether a lock file has not been removed, with all others, by the process that held it before."""
-    try:
-        return os.fstat(file).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ivt2.data.files import is_at, try_lock, write_all
 from ivt2.data.ledger import SampleError
 from ivt2.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, parse_manifest
 from ivt2.data.tar_index import TarIndex, scan
@@ -106,10 +107,10 @@ class ShardCache:
         partial = path.with_suffix(".partial")
         file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock_while(file, lambda: _is_at(file, partial))
-            if path.exists() and _is_at(file, partial):  # finished just before this file was made anew
+            _lock_while(file, lambda: is_at(file, partial))
+            if path.exists() and is_at(file, partial):  # finished just before this file was made anew
                 partial.unlink()
-            yield file if _is_at(file, partial) else None
+            yield file if is_at(file, partial) else None
         finally:
             os.close(file)
 
@@ -247,7 +248,7 @@ class RemoteFiles:
             if size > shard.bytes:
                 break
             state.update(chunk)
-            _write(file, chunk)
+            write_all(file, [chunk])
         if size != shard.bytes or state.hexdigest() != shard.sha256:
             raise _ChangedError(f"{size} bytes fetched of {shard.bytes}, or another SHA-256")
 
@@ -325,8 +326,7 @@ def _lock_while(file: int, worth_it: Callable[[], bool]) -> None:
     A fetched file keeps its inode when it gets its name: its readers' locks would hold up those who waited for it.
     """
     while worth_it():
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if try_lock(file):
             return
         time.sleep(_LOCK_POLL_S)
 
@@ -351,24 +351,9 @@ def _remove_unused(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
+        unused = try_lock(file)
+        if unused:
+            path.unlink(missing_ok=True)
     finally:
         os.close(file)
-    return True
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _write(file: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(file, view) :]
+    return unused

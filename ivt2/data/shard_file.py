@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ivt2.data.files import sync, write_all
 from ivt2.data.manifest import ShardInfo
 from ivt2.data.shard_index import SampleTable
 from ivt2.data.tar_index import BLOCK, MEMBER_TYPES, Span
@@ -96,7 +97,7 @@ class OpenShard:
     def _append(self, parts: Sequence[bytes], size: int) -> None:
         if size > _COPIED_BYTES:
             self._file.flush()
-            _write(self._file.fileno(), parts)
+            write_all(self._file.fileno(), parts)
             for part in parts:
                 self._hash.update(part)
         else:  # a small sample costs less copied than in several calls
@@ -104,15 +105,6 @@ class OpenShard:
             self._file.write(whole)
             self._hash.update(whole)
         self._size += size
-
-
-def _write(file: int, parts: Sequence[bytes]) -> None:
-    """Write all parts; the system may take fewer bytes than it was given."""
-    size = os.writev(file, parts)
-    if size < sum(map(len, parts)):
-        rest = memoryview(b"".join(parts))[size:]
-        while rest:
-            rest = rest[os.write(file, rest) :]
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -153,9 +145,9 @@ def sync_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
     paths = [folder / name for shard in shards for name in (shard.name, shard.index_name)]
     # all at once: one flush of the disk's own cache then serves every file that waits for it
     with ThreadPoolExecutor(_SYNC_THREADS) as threads:
-        for _ in threads.map(_sync, paths):
+        for _ in threads.map(sync, paths):
             pass
-    _sync(folder)
+    sync(folder)
 
 
 def check_key(key: str) -> None:
@@ -178,22 +170,3 @@ def encode(key: str, kind: str, content: Member) -> bytes:
     except (ValueError, TypeError, EOFError) as error:
         raise InputError(f"member {key}.{kind}: cannot be written ({error}); correct it or leave it out") from error
     return content
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

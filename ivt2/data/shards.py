@@ -18,10 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from ivt2.data.files import replace_file
 from ivt2.data.ledger import SampleError
-from ivt2.data.manifest import MANIFEST_NAME, PACKING_NAME, Manifest, ShardInfo, SourceFile, read_manifest
+from ivt2.data.manifest import (
+    MANIFEST_NAME,
+    PACKING_NAME,
+    Manifest,
+    ShardInfo,
+    SourceFile,
+    read_manifest,
+    require_names,
+)
 from ivt2.data.remote import RemoteFiles, ShardCache, is_address
-from ivt2.data.shard_file import Member, OpenShard, check_key, encode, replace_file, sync_shards
+from ivt2.data.shard_file import Member, OpenShard, check_key, encode, sync_shards
 from ivt2.data.shard_index import SampleTable, fingerprint
 from ivt2.data.tar_index import BLOCK, Span, TarIndex, is_header, scan
 from ivt2.errors import InputError
@@ -282,11 +291,7 @@ class ShardSet:
             raise InputError(f"{folder}: is not packed to the end; run the same command again, or join its parts")
         if manifest is None:
             return cls._open_foreign(folder, found)
-        promised = {shard.name for shard in manifest.shards}
-        if unlisted := sorted(found.keys() - promised):
-            raise InputError(f"{folder / unlisted[0]}: is not in {MANIFEST_NAME}; move it to a folder of its own")
-        if missing := sorted(promised - found.keys()):
-            raise InputError(f"{folder / missing[0]}: is in {MANIFEST_NAME} but not there; restore it")
+        require_names(folder, found, [shard.name for shard in manifest.shards])
         scanned = {
             number: _scan_promised(folder, shard)
             for number, shard in enumerate(manifest.shards)
