@@ -122,6 +122,7 @@ class ShardDataModule(pl.LightningDataModule, Generic[Source]):
         self.manifest_hash = ""
         self.media: dict[str, Medium] = {}
         self._shards: dict[str, ShardSet] = {}
+        self._found_media: dict[str, Medium] = {}
         self._train_loader: TrainLoader[Any] | None = None
         self._resume: LoaderState | None = None
 
@@ -141,7 +142,7 @@ class ShardDataModule(pl.LightningDataModule, Generic[Source]):
         for source in sources.values():
             if source.shards not in self._shards:
                 self._shards[source.shards] = ShardSet.open(source.shards)
-        self.media = {name: source.medium or medium_of(self._shards[source.shards]) for name, source in sources.items()}
+        self.media = {name: self._medium(source) for name, source in sources.items()}
         hashes = [self._shards[source.shards].manifest_hash for source in sources.values()]
         self.manifest_hash = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         num_samples = sum(len(self._shards[source.shards]) for source in self.sources[groups[0]].values())
@@ -230,7 +231,7 @@ class ShardDataModule(pl.LightningDataModule, Generic[Source]):
             decoder=self.decoder,
             trim=self.trim if trim is None else trim,
             process=process,
-            medium=source.medium,
+            medium=self._medium(source),
             sound=sound,
             flip_except=flip_except,
         )
@@ -249,6 +250,14 @@ class ShardDataModule(pl.LightningDataModule, Generic[Source]):
 
     def _decoder_process(self) -> DecoderProcess | None:
         return DecoderProcess(timeout_s=self.decoder_timeout_s) if self.isolate else None
+
+    def _medium(self, source: Source) -> Medium:
+        """What a source holds; looked up here, once, and not again by the workers."""
+        if source.medium is not None:
+            return source.medium
+        if source.shards not in self._found_media:
+            self._found_media[source.shards] = medium_of(self._shards[source.shards])
+        return self._found_media[source.shards]
 
     def _training_shards(self) -> list[ShardSet]:
         return [self._shards[source.shards] for source in self.sources["train"].values()]
