@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from ivt2.errors import InputError
+from ivt2.ops.sharding import local_part
 
 KEY = "ema"
 
@@ -130,8 +131,8 @@ class ExponentialMovingAverage(Callback):
         if trainer.global_step == self._updated_step:
             return
         self._updated_step = trainer.global_step
-        averages = [_local(average) for average in self._averages.values()]
-        weights = [_local(self._parameters[name]).to(average) for name, average in self._averages.items()]
+        averages = [local_part(average) for average in self._averages.values()]
+        weights = [local_part(self._parameters[name]).to(average) for name, average in self._averages.items()]
         self._update(averages, weights, 0)
 
     def _put_in(self, pl_module: LightningModule) -> None:
@@ -139,7 +140,7 @@ class ExponentialMovingAverage(Callback):
             return
         if self._loaded is not None:
             self._place(pl_module)
-        self._weights = {name: _local(self._parameters[name]).clone() for name in self._averages}
+        self._weights = {name: local_part(self._parameters[name]).clone() for name in self._averages}
         self._fill(pl_module, self._averages)
 
     def _put_back(self, pl_module: LightningModule) -> None:
@@ -150,15 +151,11 @@ class ExponentialMovingAverage(Callback):
     def _fill(self, pl_module: LightningModule, values: Mapping[str, Tensor]) -> None:
         _reshard(pl_module)  # what a sharded module gathered for its last pass would outlive the change
         for name, value in values.items():
-            _local(self._parameters[name]).copy_(_local(value))
+            local_part(self._parameters[name]).copy_(local_part(value))
 
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from ivt2.errors import InputError
 from ivt2.ops.distributed import gather_objects
+from ivt2.ops.sharding import local_part
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,5 +119,4 @@ def _names(batch: Any) -> list[str]:
 
 def _norm(gradients: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of what this rank holds of the gradients."""
-    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    return torch.nn.utils.get_total_norm(local)
+    return torch.nn.utils.get_total_norm([local_part(gradient) for gradient in gradients])

@@ -1,10 +1,11 @@
-"""Sharded parameters by torch's ``fully_shard``: one unit for each block, one for the rest."""
+"""Sharded parameters by torch's ``fully_shard`` (one unit for each block, one for the rest), and what a rank holds."""
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, *, units: Iterable[nn.Module], methods: Iterable[str]) -> None:
@@ -23,3 +24,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, units: Iterable[nn.Module], met
     fully_shard(model, mesh=mesh)
     for method in methods:
         register_fsdp_forward_method(model, method)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
