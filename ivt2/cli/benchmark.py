@@ -1,4 +1,4 @@
-"""Measure the speed of reading and packing: ``python -m ivt2.cli.benchmark data=loader output=loader.json``."""
+"""Measure speed by turns with something known: ``python -m ivt2.cli.benchmark suite=loader output=loader.json``."""
 
 import json
 import os
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class BenchmarkConfig(Protocol):
     """Root keys of ``conf/benchmark.yaml``."""
 
-    data: Any
-    """What is measured: a choice of ``conf/data``."""
+    suite: Any
+    """What is measured: a choice of ``conf/suite``."""
     folder: str | None
     """Where rendered clips and shards are kept for the next time."""
     output: str | None
@@ -93,8 +93,8 @@ def main(cfg: BenchmarkConfig) -> None:
 
     from ivt2.data.progress import progress_bar
 
-    name = HydraConfig.get().runtime.choices["data"]
-    suite: Suite = instantiate(cfg.data, _convert_="all")
+    name = HydraConfig.get().runtime.choices["suite"]
+    suite: Suite = instantiate(cfg.suite, _convert_="all")
     output = None if cfg.output is None else writable(Path(cfg.output))
     with working_folder(cfg.folder) as folder, progress_bar("turns") as bar:
         task = bar.add_task(name, total=suite.turns)

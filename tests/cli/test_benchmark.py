@@ -9,7 +9,7 @@ from ivt2.cli import benchmark
 from ivt2.cli.door import CONF
 from tests.programs import run_main
 
-SUITES = sorted(file.stem for file in (CONF / "data").glob("*.yaml"))
+SUITES = sorted(file.stem for file in (CONF / "suite").glob("*.yaml"))
 TINY = {
     "loader": "num_frames=[2] isolate=[false] num_workers=1 num_clips=1 clip_frames=4 num_batches=1 pairs=1",
     "isolation": "num_readers=[1] num_frames=2 large_frames=4 num_clips=1 num_items=2 pairs=1",
@@ -35,8 +35,8 @@ def run(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_prints_a_table_and_writes_its_figures(run, tmp_path, suite):
-    settings = [f"data.{setting}" for setting in TINY[suite].split()]
-    code, out, err = run(f"data={suite}", *settings, "folder=kept", "output=out/figures.json")
+    settings = [f"suite.{setting}" for setting in TINY[suite].split()]
+    code, out, err = run(f"suite={suite}", *settings, "folder=kept", "output=out/figures.json")
     assert code == 0
     assert suite in out
     facts = json.loads((tmp_path / "out" / "figures.json").read_text())
@@ -49,7 +49,7 @@ def test_every_suite_prints_a_table_and_writes_its_figures(run, tmp_path, suite)
         assert all(value > 0 for name, value in figure["details"].items() if "CPU" not in name and "kill" not in name)
         assert (figure["floor"] is None) == (suite == "isolation")
     assert re.search(r"\b(\d+)/\1\b", err), "the bar came to its end"
-    assert (CONF / "data" / f"{suite}.yaml").read_text().startswith("# "), "the file says what it measures"
+    assert (CONF / "suite" / f"{suite}.yaml").read_text().startswith("# "), "the file says what it measures"
     if suite == "kills":
         assert [figure["value"]["median"] for figure in facts["figures"]] == [1]
 
@@ -57,11 +57,11 @@ def test_every_suite_prints_a_table_and_writes_its_figures(run, tmp_path, suite)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["data=transforms", "data.pairs=0"], "pairs=0: must be at least 1"),
-        (["data=kills", "data.num_clips=6"], "num_clips=6: give at least one, and clips in multiples of 4"),
-        (["data=resume", "data.num_shards=[3]"], "num_shards=3, num_samples=100000000"),
-        (["data=loader", "data.pairs=[1]"], "data.pairs: expected int, got [1]"),
-        (["data=lader"], "data=lader: no such data; did you mean 'loader'?"),
+        (["suite=transforms", "suite.pairs=0"], "pairs=0: must be at least 1"),
+        (["suite=kills", "suite.num_clips=6"], "num_clips=6: give at least one, and clips in multiples of 4"),
+        (["suite=resume", "suite.num_shards=[3]"], "num_shards=3, num_samples=100000000"),
+        (["suite=loader", "suite.pairs=[1]"], "suite.pairs: expected int, got [1]"),
+        (["suite=lader"], "suite=lader: no such suite; did you mean 'loader'?"),
         (["output=."], ".: cannot be written; give another output"),
     ],
 )
