@@ -12,7 +12,7 @@ from ivt2.errors import InputError
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import Teacher
 from ivt2.modules.masked_learning import MaskedLearning
-from ivt2.modules.masked_targets import Masking, TeacherDtype
+from ivt2.modules.masked_targets import Masking
 
 
 class DistillModule(MaskedLearning):
@@ -31,7 +31,6 @@ class DistillModule(MaskedLearning):
         masking: ``attention``, ``tube`` or ``random``.
         mask_ratio: Share of hidden patches in [0, 1).
         masks_per_clip: Masks of each clip; the teacher is asked once for all of them.
-        teacher_dtype: Number format of the teacher's weights.
 
     Raises:
         InputError: No student; see :class:`MaskedLearning`.
@@ -50,7 +49,6 @@ class DistillModule(MaskedLearning):
         masking: Masking = "attention",
         mask_ratio: float = 0.8,
         masks_per_clip: int = 1,
-        teacher_dtype: TeacherDtype = "bfloat16",
     ) -> None:
         if teacher is None:
             raise InputError("distillation has no teacher: set module.teacher")
@@ -65,7 +63,6 @@ class DistillModule(MaskedLearning):
             masking=masking,
             mask_ratio=mask_ratio,
             masks_per_clip=masks_per_clip,
-            teacher_dtype=teacher_dtype,
         )
         self.students = nn.ModuleDict(students)
 

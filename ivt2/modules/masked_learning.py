@@ -23,7 +23,7 @@ from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage1 import Stage1Student, StudentFeatures
 from ivt2.models.teacher import Teacher
-from ivt2.modules.masked_targets import MaskedTargets, Masking, Role, Targets, TeacherDtype
+from ivt2.modules.masked_targets import MaskedTargets, Masking, Role, Targets
 from ivt2.nn.aligning import AligningDecoders, FeatureDecoder
 from ivt2.ops.distributed import all_gather, global_mean
 from ivt2.ops.sharding import shard
@@ -49,7 +49,6 @@ class MaskedLearning(LightningModule, ABC):
         masking: See :class:`MaskedTargets`.
         mask_ratio: See :class:`MaskedTargets`.
         masks_per_clip: See :class:`MaskedTargets`; the loss is the mean over all masks.
-        teacher_dtype: Number format of the teachers' weights.
 
     Raises:
         InputError: Besides those of :class:`MaskedTargets`: unknown or negative weight, or students that do not decode
@@ -67,7 +66,6 @@ class MaskedLearning(LightningModule, ABC):
         masking: Masking,
         mask_ratio: float,
         masks_per_clip: int,
-        teacher_dtype: TeacherDtype,
     ) -> None:
         super().__init__()
         if set(weights) - set(TERMS) or any(weight < 0 for weight in weights.values()):
@@ -81,7 +79,6 @@ class MaskedLearning(LightningModule, ABC):
             masking=masking,
             mask_ratio=mask_ratio,
             masks_per_clip=masks_per_clip,
-            dtype=teacher_dtype,
         )
         if not self.weights:
             raise InputError(f"weights={dict(weights)}: no term of a given teacher has a weight above 0: raise one")

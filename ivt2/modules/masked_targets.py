@@ -22,7 +22,6 @@ from ivt2.ops.masking import attention_masking, check_mask_ratio, random_masking
 from ivt2.ops.random import uniform
 
 Masking = Literal["attention", "tube", "random"]
-TeacherDtype = Literal["bfloat16", "float32"]
 Role = Literal["clip", "mae"]
 """Which branch of the student learns from a teacher."""
 
@@ -60,7 +59,6 @@ class MaskedTargets:
             patches in every frame, ``random`` any in the clip.
         mask_ratio: Share of hidden patches in [0, 1).
         masks_per_clip: Number V of masks of each clip; the teachers are asked once.
-        dtype: Number format of the teachers' weights.
 
     Raises:
         InputError: No teacher, a teacher that cuts clips into other patches than the student, attention masks without
@@ -77,7 +75,6 @@ class MaskedTargets:
         masking: Masking,
         mask_ratio: float,
         masks_per_clip: int,
-        dtype: TeacherDtype,
     ) -> None:
         check_mask_ratio(mask_ratio)
         if masks_per_clip < 1:
@@ -88,7 +85,7 @@ class MaskedTargets:
             raise InputError(
                 "masking=attention needs a clip_teacher that has attention: give one, or use masking=tube or random"
             )
-        self._teachers = {role: teacher.to(getattr(torch, dtype)) for role, teacher in teachers.items()}
+        self._teachers = dict(teachers)
         self._masking, self._mask_ratio, self._masks_per_clip = masking, mask_ratio, masks_per_clip
         self._grid_frames, self._patches = encoder.grid_frames, encoder.num_patches_per_frame
         self._longest = max(encoder.tubelet_size, *(each.encoder.tubelet_size for each in teachers.values()))

@@ -10,7 +10,7 @@ from ivt2.errors import InputError
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import Teacher
 from ivt2.modules.masked_learning import MaskedLearning
-from ivt2.modules.masked_targets import Masking, Role, TeacherDtype
+from ivt2.modules.masked_targets import Masking, Role
 
 
 class Stage1Module(MaskedLearning):
@@ -26,7 +26,6 @@ class Stage1Module(MaskedLearning):
         masking: ``attention``, ``tube`` or ``random``.
         mask_ratio: Share of hidden patches in [0, 1).
         masks_per_clip: Masks of each clip; the teachers, who cost most of a step, are asked once for all of them.
-        teacher_dtype: Number format of the teachers' weights.
 
     Raises:
         InputError: See :class:`MaskedLearning`.
@@ -46,7 +45,6 @@ class Stage1Module(MaskedLearning):
         masking: Masking = "attention",
         mask_ratio: float = 0.8,
         masks_per_clip: int = 1,
-        teacher_dtype: TeacherDtype = "bfloat16",
     ) -> None:
         given: dict[Role, Teacher | None] = {"clip": clip_teacher, "mae": mae_teacher}
         teachers = {role: teacher for role, teacher in given.items() if teacher is not None}
@@ -61,7 +59,6 @@ class Stage1Module(MaskedLearning):
             masking=masking,
             mask_ratio=mask_ratio,
             masks_per_clip=masks_per_clip,
-            teacher_dtype=teacher_dtype,
         )
         self.student = student
 

@@ -68,7 +68,7 @@ def test_a_checkpoint_of_a_run_can_teach(tmp_path):
     expected = weights(build(4, 28), torch.float32)
     stored = {f"student.encoder.{name}": value for name, value in expected.items()} | {"head": torch.ones(2)}
     save_checkpoint(tmp_path / "last.ckpt", {"state_dict": stored}, config=None, metadata={})
-    load = partial(load_teacher, TEACHER, weights=str(tmp_path / "last.ckpt"))
+    load = partial(load_teacher, TEACHER, weights=str(tmp_path / "last.ckpt"), dtype="float32")
     teacher = load(encoder(), prefix="student.encoder.")
     assert all(torch.equal(value, expected[name]) for name, value in teacher.encoder.state_dict().items())
     with pytest.raises(InputError, match="another architecture"):

@@ -24,7 +24,6 @@ DEFAULTS = {
     "optimizer": partial(torch.optim.AdamW, lr=3e-3),
     "schedule": partial(warmup_cosine, warmup_steps=0),
     "mask_ratio": 0.6,
-    "teacher_dtype": "float32",
 }
 
 

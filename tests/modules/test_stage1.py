@@ -255,7 +255,8 @@ def test_teachers_are_frozen_and_no_part_of_what_is_saved_or_trained():
 
 
 def test_teachers_keep_their_own_number_format():
-    module = stage1(teacher_dtype="bfloat16")
+    teachers = {"clip_teacher": teacher_of_frames().bfloat16(), "mae_teacher": teacher_of_tubelets().bfloat16()}
+    module = stage1(**teachers)
     assert {each.dtype for teacher in module.targets._teachers.values() for each in teacher.parameters()} == {
         torch.bfloat16
     }

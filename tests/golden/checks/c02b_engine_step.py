@@ -80,7 +80,6 @@ def _options(case: Case, *mae_ratio: float) -> dict:
     return {
         "weights": weights,
         "mask_ratio": case.config["mask_ratio"],
-        "teacher_dtype": "float32",
         "optimizer": torch.optim.AdamW,
         "schedule": partial(LambdaLR, lr_lambda=lambda _: 1.0),
     }
