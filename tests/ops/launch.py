@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(script: Path, folder: Path, world: int = 2) -> list[dict]:
+def run_ranks(script: Path, folder: Path, world: int = 2, timeout_s: float = 120) -> list[dict]:
     """Run ``script folder`` once for each rank; what each rank saved as ``folder/<rank>.pt``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ def run_ranks(script: Path, folder: Path, world: int = 2) -> list[dict]:
         for rank in range(world)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=timeout_s)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
