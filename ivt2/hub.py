@@ -23,7 +23,7 @@ from ivt2.checkpoint.folder import STATE
 from ivt2.checkpoint.manifest import MANIFEST
 from ivt2.checkpoint.release import Card, Modality, Part, Release
 from ivt2.checkpoint.released import load_released, read_facts
-from ivt2.checkpoint.trained import load_trained
+from ivt2.checkpoint.trained import Trained, load_trained
 from ivt2.checkpoint.zoo import convert_command, find, page_of
 from ivt2.data.inputs import AudioSource, AudioTransform, ClipTransform, VideoSource, each
 from ivt2.data.text import normalize_caption
@@ -32,7 +32,9 @@ from ivt2.data.tokenizer_clip import ClipTokenizer
 from ivt2.data.tokenizer_llama import LlamaTokenizer
 from ivt2.errors import InputError
 from ivt2.models.features import audio_features, text_features, video_features
+from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage2 import Stage2Model
+from ivt2.models.videomae import VideoMAE
 
 CACHE = Path("~/.cache/ivt2")
 """Where releases that were loaded by name stand converted."""
@@ -49,7 +51,7 @@ _VOCABULARIES = {
 """Names of vocabulary files that are looked for beside the weights."""
 _WORD_TABLE = re.compile(r"(embedding\.word|embed_tokens|(^|text_encoder\.)embedding)\.weight")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SEEN = frozenset({"video", "image"})
+_PIXELS: tuple[Modality, ...] = ("video", "image")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -77,7 +79,7 @@ class Loaded:
         """What was loaded, from where, what it reads and gives."""
         card = self.card
         frames = f", {card.num_frames} frames of {card.image_size} x {card.image_size}" * bool(
-            _SEEN & {*card.modalities}
+            {*_PIXELS} & {*card.modalities}
         )
         return f"Loaded({card.name} from {self.folder}: {', '.join(card.modalities)}{frames}; width {card.dim})"
 
@@ -100,7 +102,7 @@ class Loaded:
         Raises:
             InputError: A video cannot be used, or the model takes none.
         """
-        self._require(("video", "image"), "video encoder")
+        self._require(_PIXELS, "video encoder")
         sources: list[Any] = list(videos) if isinstance(videos, list | tuple) else [videos]
         return self._encode(each(sources, self.transform, kind="video"), video_features, batch_size)
 
@@ -210,6 +212,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     tokenizer_file: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    student: str | None = None,
 ) -> Loaded:
     """Load a released or a trained network, all its weights from its files and none at a random start.
 
@@ -227,6 +230,7 @@ def load(
         dtype: Of the weights.
         tokenizer_file: Vocabulary, where none lies beside the weights.
         cache_dir: Where converted releases and downloads are kept; ``~/.cache/ivt2`` and huggingface_hub's own if None.
+        student: Which one of a distillation of several.
 
     Returns:
         The network with its transforms and tokenizer.
@@ -244,13 +248,16 @@ def load(
     if folder is not None and (folder / STATE).is_file():
         if num_frames is not None or image_size is not None:
             raise InputError(f"{folder}: a run of train.py keeps its sizes; leave num_frames and image_size out")
-        network = load_trained(folder)
-        return _loaded(network.to(device, dtype), _card_of_run(network, folder), folder, tokenizer_file)
+        network = load_trained(folder, student=student)
+        card = _card_of_run(network, folder)
+        _require_text(card, tokenizer_file)
+        return _loaded(network.to(device, dtype), card, folder, tokenizer_file)
+    if student is not None:
+        raise InputError(f"student={student}: {name_or_path} is no run of train.py; leave it out")
     release = find(str(name_or_path) if folder is None else read_facts(folder)[0].release)
     if num_frames is not None and "video" not in release.modalities:
         raise InputError(f"num_frames={num_frames}: {release.name} reads no video; leave it out")
-    if tokenizer_file is not None and release.tokenizer is None:
-        raise InputError(f"tokenizer_file={tokenizer_file}: {release.name} has no text encoder; leave it out")
+    _require_text(release, tokenizer_file)
     frames, side = num_frames or release.num_frames, image_size or release.image_size
     with torch.device("meta"):  # before anything is fetched: sizes that are not possible are refused here
         model = release.build(frames, side)
@@ -297,15 +304,29 @@ def _loaded(model: nn.Module, card: Card, folder: Path, tokenizer_file: str | Pa
     )
 
 
-def _card_of_run(network: Stage2Model, folder: Path) -> Card:
+def _require_text(card: Card, tokenizer_file: str | Path | None) -> None:
+    if tokenizer_file is not None and card.tokenizer is None:
+        raise InputError(f"tokenizer_file={tokenizer_file}: {card.name} has no text encoder; leave it out")
+
+
+def _card_of_run(network: Trained, folder: Path) -> Card:
+    encoder: InternVideo2 | VideoMAE
+    modalities: tuple[Modality, ...]
+    match network:
+        case Stage2Model():
+            encoder, dim, modalities = network.vision_encoder, network.vision_proj.out_features, (*_PIXELS, "text")
+        case InternVideo2():
+            encoder, dim, modalities = network, network.pooled_dim, _PIXELS
+        case VideoMAE():
+            encoder, dim, modalities = network, network.embed_dim, ("video",)
     return Card(
         name=str(folder),
         title="A run of train.py",
-        modalities=("video", "image", "text"),
-        num_frames=network.vision_encoder.num_frames,
-        image_size=network.vision_encoder.image_size,
-        dim=network.vision_proj.out_features,
-        tokenizer="bert",
+        modalities=modalities,
+        num_frames=encoder.num_frames,
+        image_size=encoder.image_size,
+        dim=dim,
+        tokenizer="bert" if "text" in modalities else None,
     )
 
 

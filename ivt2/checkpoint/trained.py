@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -20,31 +20,51 @@ from ivt2.errors import InputError
 from ivt2.models.bert import Bert
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage2 import Stage2Model
+from ivt2.models.videomae import VideoMAE
+
+
+def _name(network: type[nn.Module]) -> str:
+    return f"{network.__module__}.{network.__qualname__}"
+
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
-    f"{network.__module__}.{network.__qualname__}": network for network in (Bert, InternVideo2, Stage2Model)
+    _name(network): network for network in (Bert, InternVideo2, Stage2Model, VideoMAE)
 }
 """Networks that a training checkpoint may hold, by the name that a configuration gives them."""
 
-PREFIX = "model."
-"""Where a training module keeps its network."""
+AUTOENCODER = "ivt2.models.masked_autoencoder.MaskedAutoencoder"
+"""A network of which the encoder alone is rebuilt."""
+
+MAX_PATCHES = 2**17
+"""Patches of all frames for which positions are computed rather than read: 128 frames of 32 x 32."""
 
 _OWN = "fill your own network with ivt2.checkpoint.load_weights"
 
+Trained = Stage2Model | InternVideo2 | VideoMAE
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_trained(folder: Path) -> Stage2Model:
-    """Rebuild and fill the network of a stage-2 training checkpoint, in float32 on the CPU.
+class _Place(NamedTuple):
+    """Where a run's configuration describes what it was for, and its weights lie."""
 
-    Memory is taken for nothing but weights that the checkpoint really holds; what else a run needs is not read.
+    keys: tuple[str, ...]
+    network: type[Trained]
+
+
+def load_trained(folder: Path, *, student: str | None = None) -> Trained:
+    """Rebuild and fill what a run was for, in float32 on the CPU.
+
+    That is the model of stage 2, and the encoder of a student of stage 1 or of a distillation or of a masked
+    autoencoder; decoders, which serve the training alone, are left out. Memory is taken for nothing but weights that
+    the checkpoint really holds; what else a run needs is not read.
 
     Args:
         folder: A checkpoint of ``train.py``, such as ``outputs/<run>/checkpoints/last.ckpt``.
+        student: Name of the student in a distillation of several.
 
     Raises:
-        InputError: Configuration or weights are damaged, the configuration does not describe a stage-2 model made of
-            ``NETWORKS``, or the weights are not exactly those of that model.
+        InputError: Configuration or weights are damaged, the configuration does not describe a network made of
+            ``NETWORKS``, the weights are not exactly those of that network, or there is no such student.
     """
     folder = FORMAT.existing(Path(folder))
     path = folder / CONFIG
@@ -52,24 +72,70 @@ def load_trained(folder: Path) -> Stage2Model:
     if CONFIG not in entries:
         raise InputError(f"{path}: missing, so the network is unknown; {_OWN}")
     FORMAT.verify_file(path, entries[CONFIG])
-    node = FORMAT.read_json(path)
-    for key in ("module", "model"):
-        node = node.get(key) if isinstance(node, dict) else None
-    _require_depth(node, len(read_shapes(folder)), f"{path}: module.model")
+    node = _step(FORMAT.read_json(path), "module")
+    place = _find(node, student, folder)
+    for key in place.keys:
+        node = _step(node, key)
+    where, prefix = f"{path}: module.{'.'.join(place.keys)}", f"{'.'.join(place.keys)}."
+    shapes = [shape for name, shape in read_shapes(folder).items() if name.startswith(prefix)]
+    _require_depth(node, len(shapes), where)
+    _require_table(node, max((size for shape in shapes for size in shape), default=0), where)
     with torch.device("meta"):
-        network = _build(node, Stage2Model, f"{path}: module.model")
-    require_same_architecture(network, folder, prefix=PREFIX)
+        network = _build(node, place.network, where)
+    require_same_architecture(network, folder, prefix=prefix)
     weights = read_weights(folder)
-    fill(network, ((name, weights[PREFIX + name].to(torch.float32, copy=True)) for name in network.state_dict()))
+    fill(network, ((name, weights[prefix + name].to(torch.float32, copy=True)) for name in network.state_dict()))
     return network
+
+
+def _step(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, Mapping) else None
+
+
+def _find(module: Any, student: str | None, folder: Path) -> _Place:
+    """What a training module is for.
+
+    Raises:
+        InputError: It has several students and none is named, or not the named one.
+    """
+    students = _step(module, "students")
+    names = list(students) if isinstance(students, Mapping) else []
+    if student not in (names or [None]) and (student is not None or len(names) > 1):
+        remedy = f"choose student={' or '.join(names)}" if names else "leave student out"
+        raise InputError(f"{folder}: student={student} is none of this run's; {remedy}")
+    if names:
+        return _Place(("students", student or names[0], "encoder"), InternVideo2)
+    if _step(module, "student") is not None:
+        return _Place(("student", "encoder"), InternVideo2)
+    if _step(_step(module, "model"), "_target_") == AUTOENCODER:
+        return _Place(("model", "encoder"), VideoMAE)
+    return _Place(("model",), Stage2Model)
+
+
+def _require_table(node: Any, widest: int, where: str) -> None:
+    """VideoMAE computes its positions in memory, also on the meta device, before widths are compared with the file's.
+
+    Raises:
+        InputError: They would be more than a clip has, or wider than anything in the file.
+    """
+    sizes = [_step(node, key) for key in ("num_frames", "image_size", "patch_size", "embed_dim")]
+    if _step(node, "_target_") != _name(VideoMAE) or not all(type(size) is int and size > 0 for size in sizes):
+        return
+    num_frames, image_size, patch_size, embed_dim = sizes
+    if num_frames * (image_size // patch_size) ** 2 > MAX_PATCHES or embed_dim > widest:
+        raise InputError(
+            f"{where}: num_frames={num_frames}, image_size={image_size} and embed_dim={embed_dim} are not those of the "
+            f"weights; {FORMAT.remedy}"
+        )
 
 
 def _require_depth(node: Any, num_tensors: int, where: str) -> None:
     """Blocks are made one by one, also on the meta device; each of them has weights in the file."""
-    for name, part in node.items() if isinstance(node, Mapping) else ():
-        depth = part.get("depth") if isinstance(part, Mapping) else None
+    parts = {f".{name}": part for name, part in node.items()} if isinstance(node, Mapping) else {}
+    for name, part in {"": node, **parts}.items():
+        depth = _step(part, "depth")
         if isinstance(depth, int) and depth > num_tensors:
-            raise InputError(f"{where}.{name}.depth={depth}: the file holds {num_tensors} tensors; {FORMAT.remedy}")
+            raise InputError(f"{where}{name}.depth={depth}: the file holds {num_tensors} tensors; {FORMAT.remedy}")
 
 
 def _build(node: Any, wanted: type[Network], where: str) -> Network:

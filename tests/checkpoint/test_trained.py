@@ -11,6 +11,7 @@ from ivt2.errors import InputError
 from ivt2.models.bert import Bert
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage2 import Stage2Model
+from ivt2.models.videomae import VideoMAE
 
 VISION = {
     "image_size": 8, "patch_size": 4, "num_frames": 2, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0,
@@ -38,6 +39,32 @@ def network():
     return Stage2Model(InternVideo2(**VISION), Bert(**TEXT), contrastive_dim=4)
 
 
+MAE = {
+    "image_size": 8, "patch_size": 4, "num_frames": 4, "embed_dim": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0,
+}  # fmt: skip
+
+
+def learner(**sizes):
+    """Description of a student; what stands beside its encoder is not looked at."""
+    encoder = {"_target_": "ivt2.models.internvideo2.InternVideo2", **VISION, **sizes}
+    return {"_target_": "ivt2.models.stage1.build_student", "encoder": encoder, "clip": {"_target_": "os.system"}}
+
+
+RUNS = {
+    "student.encoder.": {"student": learner()},
+    "students.only.encoder.": {"students": {"only": learner()}},
+    "students.wide.encoder.": {"students": {"narrow": learner(), "wide": learner(embed_dim=32)}},
+    "model.encoder.": {
+        "model": {
+            "_target_": "ivt2.models.masked_autoencoder.MaskedAutoencoder",
+            "encoder": {"_target_": "ivt2.models.videomae.VideoMAE", **MAE},
+            "decoder_dim": 8,
+        }
+    },
+}
+"""What configurations of runs say, by where the encoder's weights lie."""
+
+
 def save(folder, network, config):
     state = {"state_dict": {f"model.{name}": value for name, value in network.state_dict().items()}}
     save_checkpoint(folder, state, config=config, metadata={})
@@ -50,6 +77,55 @@ def test_the_network_of_a_run_comes_back(tmp_path, network):
     assert loaded.vision_encoder.num_frames == 2
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def save_run(folder, prefix, encoder, config=None):
+    """A run with decoders, which no configuration describes."""
+    state = {f"{prefix}{name}": value for name, value in encoder.state_dict().items()}
+    state |= {"student.clip_decoders.norm.weight": torch.ones(3), "students.wide.clip_decoders.bias": torch.ones(3)}
+    config = config or {"module": RUNS[prefix]}
+    save_checkpoint(folder, {"state_dict": state | {"model.mask_token": torch.ones(8)}}, config=config, metadata={})
+    return folder
+
+
+@pytest.mark.parametrize("prefix", RUNS)
+def test_the_encoder_of_a_run_comes_back(tmp_path, prefix):
+    wide = {"embed_dim": 32} if "wide" in prefix else {}
+    encoder = VideoMAE(**MAE) if prefix == "model.encoder." else InternVideo2(**VISION | wide)
+    folder = save_run(tmp_path / "last.ckpt", prefix, encoder)
+    loaded = load_trained(folder, student="wide" if wide else None)
+    assert type(loaded) is type(encoder)
+    torch.testing.assert_close(loaded.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.pos_embed, encoder.pos_embed, rtol=0, atol=0)
+    names = "narrow or wide" if wide else "only" if "only" in prefix else None
+    message = f"choose student={names}" if names else "student=big is none of this run's; leave student out"
+    with pytest.raises(InputError, match=message):
+        load_trained(folder, student="big")
+    if wide:
+        with pytest.raises(InputError, match="student=None is none of this run's; choose student=narrow or wide"):
+            load_trained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 10**9}, "num_frames=1000000000, image_size=8 and embed_dim=12 are not those of the weights"),
+        ({"image_size": 10**6}, "image_size=1000000 .* are not those of the weights"),
+        ({"embed_dim": 10**6}, "embed_dim=1000000 are not those of the weights"),
+        ({"depth": 10**9}, r"module\.model\.encoder\.depth=1000000000: the file holds"),
+        ({"embed_dim": "12"}, "embed_dim is '12', which that network does not take"),
+        ({"patch_size": 0}, "describes no possible VideoMAE"),
+        ({"_target_": "ivt2.models.internvideo2.InternVideo2"}, "describes InternVideo2, not VideoMAE"),
+        ({"_target_": "os.system"}, "'os.system', not a network"),
+    ],
+)
+def test_what_the_configuration_of_an_autoencoder_may_not_say(tmp_path, change, message):
+    """Its table of positions is computed in memory: sizes that are not the file's are refused before."""
+    config = copy.deepcopy(RUNS["model.encoder."])
+    config["model"]["encoder"].update(change)
+    folder = save_run(tmp_path / "last.ckpt", "model.encoder.", VideoMAE(**MAE), {"module": config})
+    with pytest.raises(InputError, match=message):
+        load_trained(folder)
 
 
 @pytest.mark.parametrize(

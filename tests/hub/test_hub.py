@@ -18,6 +18,7 @@ from ivt2.checkpoint import save_checkpoint, zoo
 from ivt2.checkpoint.convert import convert
 from ivt2.checkpoint.keymaps import audio, clip, stage1, stage2, text
 from ivt2.checkpoint.release import Part, Release
+from ivt2.checkpoint.trained import AUTOENCODER
 from ivt2.data.inputs import AudioTransform, ClipTransform
 from ivt2.data.synthetic import VOCABULARY_FILE
 from ivt2.data.text import normalize_caption
@@ -27,11 +28,13 @@ from ivt2.errors import InputError
 from ivt2.models.beats import Beats
 from ivt2.models.bert import Bert
 from ivt2.models.clip import ClipModel
+from ivt2.models.features import video_features
 from ivt2.models.heads import ClassificationHead, VideoClassifier
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.mobileclip import MobileClipText
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
+from ivt2.models.videomae import VideoMAE
 from ivt2.ops.position import resize_position_table
 from tests.data.clips import encode, picture, tone, wav
 
@@ -496,3 +499,41 @@ def test_a_run_of_training(clips, tmp_path):
     assert next(ivt2.load(folder, dtype=torch.bfloat16).model.parameters()).dtype == torch.bfloat16
     with pytest.raises(InputError, match="keeps its sizes"):
         ivt2.load(folder, num_frames=8)
+
+
+@pytest.mark.parametrize("kind", ["stage1", "distill", "autoencoder"])
+def test_the_encoder_of_masked_training_is_loaded(kind, clips, tmp_path):
+    sizes = {"image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
+             "mlp_ratio": 2.0}  # fmt: skip
+    pool = {"pool_num_heads": 2, "pooled_dim": 8}
+    judge = VideoMAE(**sizes) if kind == "autoencoder" else InternVideo2(**sizes | pool)
+    described = {
+        "encoder": {
+            "_target_": f"{type(judge).__module__}.{type(judge).__name__}",
+            **sizes,
+            **({} if kind == "autoencoder" else pool),
+        }
+    }
+    prefix, module = {
+        "stage1": ("student.encoder.", {"student": described}),
+        "distill": ("students.b.encoder.", {"students": {"a": {}, "b": described}}),
+        "autoencoder": ("model.encoder.", {"model": {"_target_": AUTOENCODER, **described}}),
+    }[kind]
+    state = {f"{prefix}{name}": value for name, value in judge.state_dict().items()}
+    folder = tmp_path / "last.ckpt"
+    save_checkpoint(folder, {"state_dict": state}, config={"module": module}, metadata={})
+    loaded = ivt2.load(folder, student="b" if kind == "distill" else None)
+    with torch.no_grad():
+        expected = video_features(judge.eval(), torch.stack([loaded.transform(each) for each in clips]))
+    torch.testing.assert_close(loaded.encode_video(clips), normalize(expected, dim=-1))
+    assert ("image" in loaded.card.modalities) == (kind != "autoencoder")
+    assert loaded.card.dim == expected.shape[1]
+    with pytest.raises(InputError, match="has no text encoder"):
+        loaded.encode_text("a red square")
+    with pytest.raises(InputError, match="has no text encoder; leave it out"):
+        ivt2.load(folder, student="b" if kind == "distill" else None, tokenizer_file=VOCABULARY_FILE)
+
+
+def test_only_runs_have_students(tmp_path):
+    with pytest.raises(InputError, match="student=b: tiny-k5 is no run of"):
+        ivt2.load("tiny-k5", student="b", cache_dir=tmp_path)
