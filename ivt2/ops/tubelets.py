@@ -15,7 +15,9 @@ def cut_tubelets(
         tubelet_size: Frames that one tubelet covers.
         patch_size: Side of a tubelet in pixels.
     """
-    boxes = video.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size)).unflatten(1, (-1, tubelet_size))
+    clips, num_frames, channels, height, width = video.shape
+    grid = (num_frames // tubelet_size, height // patch_size, width // patch_size)
+    boxes = video.reshape(clips, grid[0], tubelet_size, channels, grid[1], patch_size, grid[2], patch_size)
     return boxes.permute(0, 1, 4, 6, 2, 5, 7, 3).flatten(4, 6).flatten(1, 3)
 
 
