@@ -26,9 +26,9 @@ def uniform(seed: Int64[Tensor, "B"], num: int, stream: int) -> Float32[Tensor, 
     Returns:
         Multiples of 2**-24 in [0, 1).
     """
-    key = _mix_tensor(seed ^ _signed(_mix(stream + 1)))
+    key = mix_bits(seed ^ _signed(_mix(stream + 1)))
     counter = torch.arange(1, num + 1, dtype=torch.int64, device=seed.device)
-    bits = _mix_tensor(key.unsqueeze(1) + counter * _signed(_GOLDEN_GAMMA))
+    bits = mix_bits(key.unsqueeze(1) + counter * _signed(_GOLDEN_GAMMA))
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
@@ -63,18 +63,22 @@ def derive_seed(*parts: int) -> int:
     return state >> 1
 
 
+def mix_bits(value: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+    """The finaliser of splitmix64, a bijection of 64 bits, on int64, whose products wrap around as unsigned ones do.
+
+    Args:
+        value: Any bits.
+    """
+    value = (value ^ _shift_right(value, 30)) * _signed(_MULTIPLIERS[0])
+    value = (value ^ _shift_right(value, 27)) * _signed(_MULTIPLIERS[1])
+    return value ^ _shift_right(value, 31)
+
+
 def _mix(value: int) -> int:
     """The finaliser of splitmix64: a bijection of 64 bits."""
     value = (value ^ value >> 30) * _MULTIPLIERS[0] & _MASK_64
     value = (value ^ value >> 27) * _MULTIPLIERS[1] & _MASK_64
     return value ^ value >> 31
-
-
-def _mix_tensor(value: Tensor) -> Tensor:
-    """``_mix`` on int64, whose products wrap around exactly as unsigned ones do."""
-    value = (value ^ _shift_right(value, 30)) * _signed(_MULTIPLIERS[0])
-    value = (value ^ _shift_right(value, 27)) * _signed(_MULTIPLIERS[1])
-    return value ^ _shift_right(value, 31)
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
