@@ -61,7 +61,7 @@ class Stage2Module(LightningModule):
         model: the network.
         optimizer: makes the optimizer from parameter groups.
         schedule: makes the schedule from the optimizer and ``total_steps``.
-        terms: weight of each loss; of ``vtc``, ``vtm``, ``mlm`` only those named here are computed.
+        terms: weight of each loss, of ``vtc``, ``vtm``, ``mlm``; one that is 0 or not named is not computed.
         masking: ``random`` hides tokens anywhere in the clip, ``tube`` the same ones in every frame.
         mask_ratio: share of hidden visual tokens in [0, 1) for ``video`` and ``image`` (clips of one frame).
         masked_lm_probability: share of words to predict. The reference uses 0.5, BERT used 0.15.
@@ -90,14 +90,14 @@ class Stage2Module(LightningModule):
     ) -> None:
         super().__init__()
         self._losses = {"vtc": self._contrastive, "vtm": self._matching, "mlm": self._masked_lm}
-        if not terms or set(terms) - set(self._losses):
-            raise InputError(f"terms={dict(terms)}: name at least one of {', '.join(self._losses)}, and no other")
+        if not any(terms.values()) or set(terms) - set(self._losses):
+            raise InputError(f"terms={dict(terms)}: name at least one of {', '.join(self._losses)}, with a weight")
         for ratio in mask_ratio.values():
             check_mask_ratio(ratio)
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
-        self.terms = dict(terms)
+        self.terms = {term: weight for term, weight in terms.items() if weight}
         self.masking = masking
         self.mask_ratio = dict(mask_ratio)
         self.masked_lm_probability = masked_lm_probability
