@@ -147,13 +147,17 @@ class MaskedLearning(LightningModule, ABC):
         network.train(training)
         return pooled
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Decay matrices only, each student in groups of its own; step the schedule with the optimizer."""
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Parameters for the optimizer, those of each student in groups of its own; matrices alone decay."""
         groups = []
         for name, student in self.named_students().items():
             own = parameter_groups(student.named_parameters(), no_weight_decay=student.no_weight_decay())
             groups += [group | {"name": f"{name}/{group['name']}" if name else group["name"]} for group in own]
-        optimizer = self.optimizer(groups)
+        return groups
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Step the schedule with the optimizer."""
+        optimizer = self.optimizer(self.optimizer_groups())
         scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

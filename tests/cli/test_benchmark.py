@@ -17,6 +17,18 @@ TINY = {
     "packing": "file_bytes=[2000] total_bytes=8000 num_processes=[1] pairs=1",
     "resume": "num_shards=[4] num_samples=512 step=3 num_workers=0 pairs=1",
     "kills": "trials=1 num_clips=8 num_epochs=2 save_every=1 num_workers=1",
+    "views": "num_clips=1 pairs=1 teacher.encoder.depth=2 teacher.taps=[0,1]",
+    "stage1_step": (
+        "student.encoder.image_size=16 student.encoder.patch_size=4 student.encoder.embed_dim=16 "
+        "student.encoder.depth=2 student.encoder.num_heads=2 student.clip.teacher_dim=32 student.clip.num_layers=1 "
+        "student.mae.teacher_dim=32 student.mae.num_layers=1 compile=false "
+        "clip_teacher.encoder.image_size=16 clip_teacher.encoder.patch_size=4 clip_teacher.encoder.embed_dim=32 "
+        "clip_teacher.encoder.depth=1 clip_teacher.encoder.num_heads=2 clip_teacher.teacher.taps=[0] "
+        "clip_teacher.compile=false mae_teacher.encoder.image_size=16 mae_teacher.encoder.patch_size=4 "
+        "mae_teacher.encoder.embed_dim=32 mae_teacher.encoder.depth=1 mae_teacher.encoder.num_heads=2 "
+        "mae_teacher.teacher.taps=[0] mae_teacher.compile=false batch_sizes=[1] device=cpu num_steps=1 peak_flops=1e9"
+    ),
+    "joint": "num_clips=1 pairs=1 teacher.encoder.depth=2 teacher.taps=[0,1]",
     "prepared": "num_frames=[4] num_workers=0 num_clips=1 clip_frames=6 num_batches=1 pairs=1",
 }
 
