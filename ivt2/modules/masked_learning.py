@@ -6,7 +6,7 @@ over aligned layers, clips and visible tokens, as in section 3.1 of arXiv:2403.1
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class MaskedLearning(LightningModule, ABC):
     depth alone (``drop_path``) draws from torch's generator.
 
     Args:
-        students: By name. They cut clips into the same patches, so that one mask serves all.
+        students: By name. They cut clips into the same patches, so that one mask serves all. Decoders towards a teacher
+            that no term listens to are taken off them.
         teachers: One or two; those that no term listens to are not asked.
         weights: Factor of each term, of ``clip_middle``, ``clip_final`` and ``mae``; one that is 0 or not named, or
             whose teacher is not there, is not computed.
@@ -86,6 +87,7 @@ class MaskedLearning(LightningModule, ABC):
             _check_patches(name, student.encoder, encoder)
             for term in self.weights:
                 _check_term(name, student, term, asked[TERMS[term]])
+            _drop_decoders(student, {TERMS[term] for term in self.weights})
         self.optimizer = optimizer
         self.schedule = schedule
         self.last_masked: Tensor | None = None
@@ -190,6 +192,14 @@ def _report(name: str, student: Stage1Student, layers: Mapping[str, Tensor], sha
         names = [f"{prefix}cosine_{TERMS[term]}/{block}" for block in blocks[term]]
         report |= dict(zip(names, cosines, strict=True))
     return report
+
+
+def _drop_decoders(student: Stage1Student, heard: Collection[Role]) -> None:
+    """Without a term they would run, be saved and be sharded for nothing."""
+    if "clip" not in heard:
+        student.clip_decoders, student.clip_taps = None, ()
+    if "mae" not in heard:
+        student.mae_decoders, student.mae_taps = None, ()
 
 
 def _check_patches(name: str, encoder: InternVideo2, first: InternVideo2) -> None:

@@ -232,6 +232,25 @@ def test_weights_multiply_and_terms_without_weight_are_not_computed():
     assert logged["loss"] == pytest.approx(2 * each["loss_mae"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "kept", "silent"),
+    [
+        ({}, {"clip_decoders", "mae_decoders"}, set()),
+        ({"mae_teacher": None}, {"clip_decoders"}, set()),
+        ({"weights": {"clip_final": 1.0}}, {"clip_decoders"}, {"student.clip_decoders"}),
+        ({"weights": WEIGHTS | {"clip_middle": 0.0, "clip_final": 0.0}}, {"mae_decoders"}, {"student.encoder"}),
+    ],
+)
+def test_decoders_that_no_term_needs_are_taken_off_the_student(options, kept, silent):
+    """Of those that are kept, tokens without a term have no gradient, nor has a pooling without one."""
+    module = stage1(**options)
+    assert {name for name, _ in module.student.named_children()} == {"encoder", *kept}
+    step(module, batch(num_frames=module.targets.num_frames))[0].backward()
+    without = {name for name, each in module.named_parameters() if each.grad is None}
+    assert {".".join(name.split(".")[:2]) for name in without} == silent
+    assert all("clip_projector" in name or "decoders.pos_embed" in name or ".decoders." in name for name in without)
+
+
 def test_teachers_are_frozen_and_no_part_of_what_is_saved_or_trained():
     teachers = {"clip_teacher": teacher_of_frames(drop_path=0.9), "mae_teacher": teacher_of_tubelets()}
     before = {role: {name: each.clone() for name, each in teacher.state_dict().items()}
