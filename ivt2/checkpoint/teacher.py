@@ -3,22 +3,19 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ivt2.checkpoint.folder import STATE, read_weights
+from ivt2.checkpoint.folder import STATE, newest_valid, read_weights
 from ivt2.checkpoint.released import load_released
 from ivt2.checkpoint.weights import fill, require_same_architecture
 from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2
-from ivt2.models.teacher import Teacher
+from ivt2.models.teacher import Teacher, TeacherDtype
 from ivt2.models.videomae import VideoMAE
 
 _LOG = logging.getLogger(__name__)
-
-TeacherDtype = Literal["float32", "bfloat16"]
 
 
 def load_teacher(
@@ -29,6 +26,7 @@ def load_teacher(
     prefix: str = "",
     dtype: TeacherDtype = "bfloat16",
     compile: bool = False,
+    min_cosine: float = 0.999,
 ) -> Teacher:
     """A frozen teacher that knows what a file knows.
 
@@ -38,25 +36,24 @@ def load_teacher(
         teacher: Makes the teacher from its encoder.
         encoder: Makes the encoder; called where nothing is allocated if there are weights, so that these are in memory
             once.
-        weights: Folder that ``python -m ivt2.cli.convert`` wrote, or a checkpoint of ``train.py``; position tables of a
-            release are resized to the encoder's frames. None leaves the weights random and says so in the log: such a
-            teacher is good for measuring speed, and for trying things out.
+        weights: Folder that ``python -m ivt2.cli.convert`` wrote, or a checkpoint of ``train.py``, or the folder of a
+            run, whose newest checkpoint that verifies is taken; position tables of a release are resized to the
+            encoder's frames. None leaves the weights random and says so in the log: such a teacher is good for
+            measuring speed, and for trying things out.
         prefix: Where the encoder stands in the folder, such as ``"vision_encoder."`` of stage 2 or
             ``"student.encoder."`` of a run of stage 1.
-        dtype: Number format of weights and activations, whatever the Trainer's precision.
+        dtype: Number format, whatever the Trainer's precision; see :meth:`Teacher.set_format`.
         compile: Whether each block is compiled when it runs for the first time.
+        min_cosine: How close ``float8`` must be to bfloat16 on the first clips, else it is refused.
 
     Raises:
         InputError: The folder is missing or damaged, or does not hold exactly this encoder.
     """
-    made = teacher(_encoder(encoder, weights, prefix)).to(getattr(torch, dtype))
+    made = teacher(_encoder(encoder, weights, prefix)).set_format(dtype, compile=compile, min_cosine=min_cosine)
     if weights is None:
         _LOG.warning(
             "%s has random weights: what it says means nothing; give its weights=<folder>", type(made).__name__
         )
-    if compile:
-        for block in made.encoder.blocks:
-            block.compile()
     return made
 
 
@@ -64,11 +61,7 @@ def _encoder(make: Callable[[], InternVideo2 | VideoMAE], weights: str | None, p
     """The encoder with the file's numbers in the file's format."""
     if weights is None or torch.empty(0).is_meta:
         return make()
-    folder = Path(weights).expanduser()
-    if not folder.is_dir():
-        kind = "is a file" if folder.exists() else "does not exist"
-        remedy = "convert it with python -m ivt2.cli.convert, then give the teacher weights=<that folder>"
-        raise InputError(f"teacher's weights={folder}: {kind}; {remedy}")
+    folder = _folder(Path(weights).expanduser())
     with torch.device("meta"):
         network = make()
     if (folder / STATE).is_file():
@@ -77,6 +70,19 @@ def _encoder(make: Callable[[], InternVideo2 | VideoMAE], weights: str | None, p
     else:
         load_released(folder, network, prefix=prefix, num_frames=network.grid_frames)
     return network
+
+
+def _folder(path: Path) -> Path:
+    """Where the numbers are: of a run, in its newest checkpoint."""
+    checkpoints = path / "checkpoints"
+    folder = newest_valid(checkpoints) if checkpoints.is_dir() else path
+    if folder is not None and folder.is_dir():
+        return folder
+    reason = "is a file" if path.is_file() else "does not exist" if folder else "is a run without a whole checkpoint"
+    raise InputError(
+        f"teacher's weights={path}: {reason}; train it, if it is a run of this package, with "
+        f"python train.py experiment={path.name}, or convert a published file with python -m ivt2.cli.convert"
+    )
 
 
 def _values(network: InternVideo2 | VideoMAE, folder: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:

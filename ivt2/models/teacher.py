@@ -3,19 +3,31 @@
 B clips, T frames, N patches of a clip, K tapped blocks, D and E the widths of the teacher's tokens and pooled vector.
 """
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.videomae import VideoMAE
+from ivt2.nn.float8 import multiplies_float8, quantise
 from ivt2.ops.masking import gather_tokens, visible_indices
 from ivt2.ops.pixels import normalize_pixels
+
+_LOG = logging.getLogger(__name__)
+
+TeacherDtype = Literal["float32", "bfloat16", "float8"]
+_HELD_AS: Mapping[TeacherDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.bfloat16,  # until the first clips come
+}
 
 
 class TeacherFeatures(NamedTuple):
@@ -67,19 +79,38 @@ class Teacher(nn.Module, ABC):
         normalize: Whether features are scaled to unit length.
     """
 
-    num_prefix: ClassVar[int] = 1
-    gives_attention: ClassVar[bool] = True
+    num_prefix: int = 1
+    gives_attention: bool = True
 
     def __init__(self, encoder: InternVideo2 | VideoMAE, *, taps: Sequence[int], normalize: bool = True) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
         self.taps = tuple(taps)
         self.normalize = normalize
+        self._float8: _Float8 | None = None
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":  # noqa: ARG002, FBT001, FBT002
         """Stay in evaluation mode: the whole model's ``train()`` must not reach a teacher."""
         return super().train(mode=False)
+
+    def set_format(self, dtype: TeacherDtype, *, compile: bool = False, min_cosine: float = 0.999) -> "Teacher":
+        """Hold and compute in a format of the teacher's own.
+
+        ``float8`` comes with the first clips. They are asked about in bfloat16, the linear layers of the blocks are
+        quantised, the clips are asked about again, and a teacher that has changed its mind is refused.
+
+        Args:
+            dtype: Format of weights and activations; ``float8`` is bfloat16 outside of those layers.
+            compile: Whether each block is compiled when it runs for the first time.
+            min_cosine: Least mean cosine, of tokens of each tapped block and of pooled vectors, between float8 and
+                bfloat16.
+        """
+        self.to(_HELD_AS[dtype])
+        self._float8 = _Float8(min_cosine, compile) if dtype == "float8" else None
+        if compile and dtype != "float8":
+            self._compile()
+        return self
 
     @property
     def final_dim(self) -> int | None:
@@ -102,13 +133,44 @@ class Teacher(nn.Module, ABC):
             video: RGB pixels 0 to 255 as uint8, or floats that are normalised already.
 
         Raises:
-            InputError: if the number of frames does not suit the encoder.
+            InputError: if the number of frames does not suit the encoder, or float8 does not suit the teacher.
         """
-        return self._features(self._resized(video))
+        frames = self._resized(video)
+        if self._float8 is None or not len(frames):
+            return self._features(frames)
+        features = self._quantised(frames, self._float8)
+        self._float8 = None
+        return features
 
     @abstractmethod
     def _features(self, video: Tensor) -> TeacherFeatures:
         """Features before they are normalised."""
+
+    def _quantised(self, frames: Tensor, float8: "_Float8") -> TeacherFeatures:
+        """Features of the first clips in float8, which is in force from now on."""
+        name, native = type(self).__name__, multiplies_float8(frames.device)
+        expected = self._features(frames)
+        if not quantise(self.encoder.blocks, native=native):
+            raise InputError(f"{name} has no layer that float8 suits, of sides that 16 divides: set its dtype=bfloat16")
+        if float8.compile:  # not before, for the blocks of bfloat16 run but once
+            self._compile()
+        features = self._features(frames)
+        cosines = _cosines(self.taps, expected, features)
+        for layer, cosine in cosines.items():
+            if not cosine >= float8.min_cosine:  # NaN neither
+                raise InputError(
+                    f"{name} says something else in float8: mean cosine {cosine:.5f} with bfloat16 in {layer}, less "
+                    f"than min_cosine={float8.min_cosine}: set its dtype=bfloat16"
+                )
+        _LOG.info("%s in float8: mean cosine %s with bfloat16", name, {k: round(v, 5) for k, v in cosines.items()})
+        if not native:
+            _LOG.warning("%s: %s does not multiply float8, which saves memory here but no time", name, frames.device)
+        return features
+
+    def _compile(self) -> None:
+        """In place: the names of weights stay."""
+        for block in self.encoder.blocks:
+            block.compile()
 
     def _resized(self, video: Tensor) -> Tensor:
         size = (self.encoder.image_size, self.encoder.image_size)
@@ -161,6 +223,24 @@ class VideoMAETeacher(Teacher):
 
     def _features(self, video: Tensor) -> TeacherFeatures:
         return TeacherFeatures(self.encoder(video, taps=self.taps), None, None)
+
+
+class _Float8(NamedTuple):
+    """What is left to do when the first clips come."""
+
+    min_cosine: float
+    compile: bool
+
+
+def _cosines(taps: Sequence[int], expected: TeacherFeatures, found: TeacherFeatures) -> dict[str, float]:
+    """Means over tokens for each tapped block, one after the other for the sake of memory, and of pooled vectors."""
+    names = [f"block {tap}" for tap in taps]
+    pairs = dict(zip(names, zip(expected.middle, found.middle, strict=True), strict=True))
+    if expected.final is not None and found.final is not None:
+        pairs["the pooled vector"] = (expected.final, found.final)
+    return {
+        name: functional.cosine_similarity(a.float(), b.float(), dim=-1).mean().item() for name, (a, b) in pairs.items()
+    }
 
 
 def _unit(x: Tensor) -> Tensor:
