@@ -17,7 +17,7 @@ from ivt2.nn.block import Block
 from ivt2.nn.init import init_weights
 from ivt2.ops.masking import gather_tokens, visible_indices
 from ivt2.ops.pixels import normalize_pixels
-from ivt2.ops.position import sinusoid_interleaved
+from ivt2.ops.position import sincos_3d
 from ivt2.ops.tubelets import cut_tubelets, normalize_tubelets
 
 
@@ -29,18 +29,19 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
         encoder: What is left after training.
-        decoder_dim: Width of the decoder, even.
+        decoder_dim: Width of the decoder, a multiple of 16.
         decoder_depth: Blocks of the decoder.
         decoder_num_heads: Heads of each, which share the width.
         decoder_mlp_ratio: Hidden width of a block's perceptron over ``decoder_dim``.
         target_eps: Added to the variance that targets are divided by, in squared units of the encoder's pixels; see
-            ``ivt2.ops.tubelets.normalize_tubelets``.
+            ``ivt2.ops.tubelets.normalize_tubelets``. None leaves the encoder's pixels as they are: where most of a
+            frame is flat, and little is learned, the coarse picture is the better target.
 
     The position table ``decoder_pos_embed`` is fixed and no part of the state dict; it is computed in memory even where
     the model is built on the meta device, as that of the encoder.
 
     Raises:
-        InputError: if the heads cannot share the width, the width is odd, or there is no block.
+        InputError: if the heads cannot share the width, the width does not hold positions, or there is no block.
 
     Source: Tong et al., "VideoMAE" (arXiv:2203.12602); He et al., "Masked autoencoders are scalable vision learners"
         (arXiv:2111.06377).
@@ -59,7 +60,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_depth: int,
         decoder_num_heads: int,
         decoder_mlp_ratio: float = 4.0,
-        target_eps: float = 1e-6,
+        target_eps: float | None = 1e-6,
     ) -> None:
         super().__init__()
         if decoder_depth < 1:
@@ -87,12 +88,13 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.decoder_head = nn.Linear(decoder_dim, encoder.tubelet_size * encoder.patch_size**2 * 3)
         self.register_buffer("decoder_pos_embed", self._table(), persistent=False)
-        self._reset_decoder()
+        self._start()
 
     def reset_parameters(self) -> None:
         """Start all weights anew and restore the position tables; call it after ``to_empty``."""
-        self.encoder.reset_parameters()
-        self._reset_decoder()
+        self._start()
+        self.encoder.reset_buffers()
+        self.decoder_pos_embed.copy_(self._table())
 
     def sharding_units(self) -> Iterator[nn.Module]:
         """Blocks that a sharded engine gathers one at a time."""
@@ -121,7 +123,7 @@ class MaskedAutoencoder(nn.Module):
     def targets(
         self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"], masked: Bool[Tensor, "B N"]
     ) -> Float[Tensor, "B Nh P"]:
-        """Pixels of the hidden tubelets, each channel of each normalised by itself; see ``ivt2.ops.tubelets``.
+        """Pixels of the hidden tubelets, each channel of each normalised by itself unless ``target_eps`` is None.
 
         Args:
             video: See ``forward``.
@@ -130,7 +132,9 @@ class MaskedAutoencoder(nn.Module):
         encoder = self.encoder
         pixels = normalize_pixels(video, encoder.mean, encoder.std).float()
         boxes = cut_tubelets(pixels, tubelet_size=encoder.tubelet_size, patch_size=encoder.patch_size)
-        return gather_tokens(normalize_tubelets(boxes, eps=self.target_eps).flatten(2), visible_indices(~masked))
+        if self.target_eps is not None:
+            boxes = normalize_tubelets(boxes, eps=self.target_eps)
+        return gather_tokens(boxes.flatten(2), visible_indices(~masked))
 
     def encode_video(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> Float[Tensor, "B D"]:
         """Mean of the encoder's tokens of whole clips.
@@ -146,17 +150,16 @@ class MaskedAutoencoder(nn.Module):
         return tokens
 
     @torch.no_grad()
-    def _reset_decoder(self) -> None:
-        for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_head):
-            part.apply(init_weights)
-        for module in self.decoder_blocks.modules():
-            if isinstance(module, QueryValueBiasAttention):
+    def _start(self) -> None:
+        """The start of both sources, which suits any width; ``VideoMAE`` alone starts as the teacher's code does."""
+        self.apply(init_weights)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, QueryValueBiasAttention):
                 module.reset_parameters()
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.decoder_pos_embed.copy_(self._table())
 
     def _table(self) -> Tensor:
         with torch.device("cpu"):
-            return sinusoid_interleaved(self.decoder_dim, self.encoder.num_patches(self.encoder.num_frames)).unsqueeze(
-                0
-            )
+            return sincos_3d(self.decoder_dim, self.encoder.grid_frames, self.encoder.grid_size)[1:].unsqueeze(0)

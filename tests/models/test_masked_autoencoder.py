@@ -8,10 +8,10 @@ from ivt2.errors import InputError
 from ivt2.models.masked_autoencoder import MaskedAutoencoder
 from ivt2.models.videomae import VideoMAE
 from ivt2.ops.pixels import normalize_pixels
-from ivt2.ops.position import sinusoid_interleaved
+from ivt2.ops.position import sincos_3d
 
 SIZES = {"image_size": 8, "patch_size": 4, "num_frames": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
-DECODER = {"decoder_dim": 8, "decoder_depth": 2, "decoder_num_heads": 2}
+DECODER = {"decoder_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2}
 MASKED = torch.tensor([[True, False, True, True, True, False, True, True],
                        [False, True, True, True, True, True, True, False]])  # fmt: skip
 
@@ -37,7 +37,7 @@ def shown(masked):
 def test_forward_is_the_equation():
     """Token by token: embedded visible ones and one learned vector elsewhere, each with its place, hidden ones out."""
     model, video = make(), clips()
-    table = sinusoid_interleaved(8, 8)
+    table = sincos_3d(16, 2, 2)[1:]
     for clip in range(2):
         mask = MASKED[clip]
         encoded = model.encoder(video[clip : clip + 1], mask.unsqueeze(0), taps=(1,))[0, 0]
@@ -77,6 +77,20 @@ def test_targets_are_the_normalised_pixels_of_hidden_tubelets_in_order():
     assert torch.equal(model.targets(pixels, MASKED), found)
 
 
+def test_targets_may_be_the_encoders_pixels_as_they_are():
+    """Painted back into their places they are the video, and what is visible is left out."""
+    model, video = make(target_eps=None), clips()
+    pixels = normalize_pixels(video, model.encoder.mean, model.encoder.std)
+    painted = torch.zeros_like(pixels)
+    for clip in range(2):
+        targets = iter(model.targets(video, MASKED)[clip])
+        for place in MASKED[clip].nonzero().flatten().tolist():
+            frame, y, x = 2 * (place // 4), 4 * (place // 2 % 2), 4 * (place % 2)
+            box = next(targets).view(2, 4, 4, 3).permute(0, 3, 1, 2)
+            painted[clip, frame : frame + 2, :, y : y + 4, x : x + 4] = box
+    assert torch.equal(painted, torch.where(shown(MASKED), 0.0, pixels))
+
+
 def test_encode_video_is_the_mean_of_the_encoders_last_tokens():
     model, video = make(), clips()
     expected = model.encoder(video, taps=(1,))[0].mean(dim=1)
@@ -91,7 +105,10 @@ def test_a_fresh_start_forgets_what_was_learned_and_survives_the_meta_device():
     assert all(parameter.isfinite().all() for parameter in emptied.parameters())
     assert emptied.mask_token.abs().max() < 0.1
     assert not emptied.decoder_head.bias.any()
-    assert not emptied.decoder_blocks[0].attn.q_bias.any()
+    for block in (emptied.encoder.blocks[0], emptied.decoder_blocks[0]):
+        assert not block.attn.q_bias.any()
+        rows, columns = block.mlp.fc1.weight.shape
+        assert block.mlp.fc1.weight.std().item() == pytest.approx((2 / (rows + columns)) ** 0.5, rel=0.15)
     emptied.load_state_dict(ready.state_dict())
     assert torch.equal(emptied(video, MASKED), ready(video, MASKED))
     assert not any("pos_embed" in name for name in ready.state_dict())
@@ -107,7 +124,7 @@ def test_units_of_a_sharded_engine_are_all_blocks():
     [
         ({"decoder_depth": 0}, "decoder_depth=0"),
         ({"decoder_num_heads": 3}, "heads"),
-        ({"decoder_dim": 7, "decoder_num_heads": 1}, "use an even number"),
+        ({"decoder_dim": 8}, "use a multiple of 16"),
     ],
 )
 def test_sizes_that_cannot_work_are_named(options, message):
