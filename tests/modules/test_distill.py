@@ -151,6 +151,19 @@ def test_smallest_batches_work(num):
     assert all(each.isfinite().all() for each in gradients(module).values())
 
 
+def test_losses_of_all_students_fall_on_a_repeated_batch():
+    module, data, found = distill(learners()), batch(range(1), num_frames=4), []
+    optimizer = torch.optim.AdamW(module.optimizer_groups(), lr=1e-2)
+    for _ in range(20):
+        loss, logged = step(module, data)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(logged)
+    for name in ("s/loss_clip_middle", "s/loss_clip_final", "b/loss_clip_middle", "b/loss_clip_final"):
+        assert found[-1][name] < 0.5 * found[0][name], name
+
+
 def test_teacher_of_frames_may_teach_too():
     _, logged = step(distill(teacher=teacher_of_frames()), batch(num_frames=4))
     assert {name for name in logged if "cosine" not in name} == {"loss", "loss_clip_middle", "loss_clip_final"}

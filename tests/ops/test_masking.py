@@ -1,5 +1,7 @@
 """Masks: counts, places, and gathering what is visible."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,10 +11,18 @@ from ivt2.ops.random import uniform
 
 
 @pytest.mark.parametrize(
-    ("patches", "ratio", "hidden"), [(1024, 0.8, 819), (256, 0.5, 128), (2048, 0.8, 1638), (16, 0.0, 0), (7, 0.99, 6)]
+    ("patches", "ratio", "hidden"),
+    [
+        (1024, 0.8, 819),
+        (256, 0.5, 128),
+        (2048, 0.8, 1638),
+        (16, 0.0, 0),
+        (7, 0.99, 6),
+        *((patches, math.nextafter(1, 0), patches - 1) for patches in (1, 2, 3, 5, 7, 64, 2047)),
+    ],
 )
 def test_random_masking_hides_the_truncated_share(patches, ratio, hidden):
-    """Visible tokens of stage 2 (spec: video 205, image 128) and of distillation (410)."""
+    """Visible tokens of stage 2 (spec: video 205, image 128) and of distillation (410); never none at all."""
     masked = random_masking(uniform(torch.arange(3), patches, 0), ratio)
     assert masked.shape == (3, patches)
     assert masked.sum(dim=1).tolist() == [hidden] * 3
