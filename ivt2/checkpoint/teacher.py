@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ivt2.checkpoint.feature_cache import CachedTeacher
 from ivt2.checkpoint.folder import STATE, newest_valid, read_weights
 from ivt2.checkpoint.released import load_released
 from ivt2.checkpoint.weights import fill, require_same_architecture
@@ -27,6 +28,8 @@ def load_teacher(
     dtype: TeacherDtype = "bfloat16",
     compile: bool = False,
     min_cosine: float = 0.999,
+    cache: str | None = None,
+    cache_gib: float = 100.0,
 ) -> Teacher:
     """A frozen teacher that knows what a file knows.
 
@@ -45,16 +48,22 @@ def load_teacher(
         dtype: Number format, whatever the Trainer's precision; see :meth:`Teacher.set_format`.
         compile: Whether each block is compiled when it runs for the first time.
         min_cosine: How close ``float8`` must be to bfloat16 on the first clips, else it is refused.
+        cache: Folder that keeps what the teacher said about each clip; it needs transforms and frames without chance.
+            See :class:`CachedTeacher`.
+        cache_gib: Room of this teacher there, in GiB.
 
     Raises:
-        InputError: The folder is missing or damaged, or does not hold exactly this encoder.
+        InputError: The folder is missing or damaged, or does not hold exactly this encoder; or the cache cannot be
+            written.
     """
     made = teacher(_encoder(encoder, weights, prefix)).set_format(dtype, compile=compile, min_cosine=min_cosine)
     if weights is None:
         _LOG.warning(
             "%s has random weights: what it says means nothing; give its weights=<folder>", type(made).__name__
         )
-    return made
+    if cache is None or torch.empty(0).is_meta:
+        return made
+    return CachedTeacher(made, Path(cache).expanduser(), max_gib=cache_gib)
 
 
 def _encoder(make: Callable[[], InternVideo2 | VideoMAE], weights: str | None, prefix: str) -> InternVideo2 | VideoMAE:
