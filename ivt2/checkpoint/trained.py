@@ -19,6 +19,7 @@ from ivt2.checkpoint.weights import fill, require_same_architecture
 from ivt2.errors import InputError
 from ivt2.models.bert import Bert
 from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.masked_autoencoder import MaskedAutoencoder
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.videomae import VideoMAE
 
@@ -32,7 +33,7 @@ NETWORKS: Mapping[str, type[nn.Module]] = {
 }
 """Networks that a training checkpoint may hold, by the name that a configuration gives them."""
 
-AUTOENCODER = "ivt2.models.masked_autoencoder.MaskedAutoencoder"
+AUTOENCODER = _name(MaskedAutoencoder)
 """A network of which the encoder alone is rebuilt."""
 
 MAX_PATCHES = 2**17
