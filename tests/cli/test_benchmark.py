@@ -28,6 +28,7 @@ TINY = {
         "mae_teacher.encoder.embed_dim=32 mae_teacher.encoder.depth=1 mae_teacher.encoder.num_heads=2 "
         "mae_teacher.teacher.taps=[0] mae_teacher.compile=false batch_sizes=[1] device=cpu num_steps=1 peak_flops=1e9"
     ),
+    "cache": "num_clips=1 pairs=1 teacher.encoder.depth=2 teacher.taps=[0,1]",
     "joint": "num_clips=1 pairs=1 teacher.encoder.depth=2 teacher.taps=[0,1]",
     "prepared": "num_frames=[4] num_workers=0 num_clips=1 clip_frames=6 num_batches=1 pairs=1",
 }
