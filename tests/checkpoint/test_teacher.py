@@ -75,6 +75,19 @@ def test_a_checkpoint_of_a_run_can_teach(tmp_path):
         load(encoder(embed_dim=32), prefix="student.encoder.")
 
 
+def test_a_run_teaches_by_its_newest_checkpoint(tmp_path):
+    checkpoints = tmp_path / "some_tiny" / "checkpoints"
+    load = partial(load_teacher, TEACHER, encoder(), weights=str(checkpoints.parent), dtype="float32")
+    checkpoints.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"without a whole checkpoint; .*train\.py experiment=some_tiny"):
+        load()
+    for name, seed in (("b.ckpt", 0), ("a.ckpt", 1)):
+        save_checkpoint(checkpoints / name, {"state_dict": weights(build(4, 28), torch.float32, seed=seed)},
+                        config=None, metadata={})  # fmt: skip
+    expected = weights(build(4, 28), torch.float32, seed=1)
+    assert all(torch.equal(value, expected[name]) for name, value in load().encoder.state_dict().items())
+
+
 def test_without_weights_the_log_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         teacher = load_teacher(TEACHER, encoder())
@@ -88,6 +101,30 @@ def test_with_weights_the_log_is_silent(folder, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_teacher_has_the_format_that_is_asked_for_whatever_the_files(folder, dtype):
+    teacher = load_teacher(TEACHER, encoder(), weights=str(folder), dtype=dtype)
+    assert {each.dtype for each in teacher.parameters()} == {getattr(torch, dtype)}
+    default = load_teacher(TEACHER, encoder())
+    assert {each.dtype for each in default.parameters()} == {torch.bfloat16}
+
+
+def test_float8_is_proven_on_the_first_clips(folder):
+    load = partial(load_teacher, TEACHER, encoder(), weights=str(folder))
+    video = torch.randint(0, 256, (1, 4, 3, 28, 28), dtype=torch.uint8)
+    teacher = load(dtype="float8", min_cosine=0.5)
+    exact = load(dtype="bfloat16")(video).middle
+    assert not torch.equal(teacher(video).middle, exact)
+    with pytest.raises(InputError, match=r"less than min_cosine=0.99999: set its dtype=bfloat16"):
+        load(dtype="float8", min_cosine=0.99999)(video)
+
+
+def test_a_plan_of_float8_that_is_compiled_stays_a_plan(tmp_path):
+    with torch.device("meta"):
+        teacher = load_teacher(TEACHER, encoder(), weights=str(tmp_path), dtype="float8", compile=True)
+    assert all(each.is_meta and each.dtype == torch.bfloat16 for each in teacher.parameters())
+
+
 def test_a_plan_without_memory_reads_no_file(tmp_path):
     with torch.device("meta"):
         teacher = load_teacher(TEACHER, encoder(), weights=str(tmp_path / "none"))
@@ -97,8 +134,8 @@ def test_a_plan_without_memory_reads_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "options", "message"),
     [
-        ("none", {}, r"none: does not exist; convert it with"),
-        ("a.pt", {}, r"a\.pt: is a file; convert it with"),
+        ("none", {}, r"none: does not exist; train it.* experiment=none, or convert .*ivt2\.cli\.convert"),
+        ("a.pt", {}, r"a\.pt: is a file; train it.*, or convert .*ivt2\.cli\.convert"),
         ("a", {"embed_dim": 32}, r"does not fit this network: .* here .*build the network"),
         ("a", {"prefix": "vision_encoder."}, r"does not fit this network: 45 missing .*; 0 unexpected"),
     ],

@@ -289,6 +289,21 @@ def test_teachers_keep_their_own_number_format():
     assert torch.equal(found, expected)
 
 
+def test_a_teacher_in_float8_proves_itself_in_the_first_step():
+    modules = [stage1(clip_teacher=teacher_of_frames().set_format("float8", min_cosine=least)) for least in (0.9, 1.0)]
+    for module in modules:
+        module.setup("fit")
+        module.on_fit_start()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first, second = (step(modules[0], batch())[1]["loss"] for _ in range(2))
+        with pytest.raises(InputError, match=r"InternVLTeacher says something else in float8: .* than min_cosine=1.0:"):
+            step(modules[1], batch())
+    assert first == second == pytest.approx(step(stage1(), batch())[1]["loss"], rel=0.05)
+    kept = {name: each.dtype for name, each in modules[0].targets._teachers["clip"].encoder.state_dict().items()}
+    assert kept["blocks.0.mlp.fc1.weight"] == torch.float8_e4m3fn
+    assert kept["blocks.0.norm1.weight"] == kept["patch_embed.proj.weight"] == torch.bfloat16
+
+
 @pytest.mark.parametrize("num", [0, 1])
 def test_smallest_batches_have_a_finite_loss_and_gradients(num):
     module = stage1(masks_per_clip=2)
