@@ -1,6 +1,7 @@
 """Exponential moving average of the weights, also of sharded ones."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class ExponentialMovingAverage(Callback):
 
     Args:
         decay: in [0, 1).
-        evaluate: validate and test with the averages. Those of the checkpoint, where one is tested.
+        evaluate: validate, test and probe with the averages. Those of the checkpoint, where one is tested.
 
     Raises:
         InputError: if ``decay`` is out of range, or a fit uses ``trainer=fsdp``.
@@ -51,9 +52,11 @@ class ExponentialMovingAverage(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse the one engine that hides which part of the weights a rank holds."""
+        """Refuse the one engine that hides which part of the weights a rank holds; a new fit has no averages yet."""
         if isinstance(trainer.strategy, FSDPStrategy):
             raise InputError("callbacks.ema cannot average the weights of trainer=fsdp: take trainer=fsdp2 or ddp")
+        if stage == "fit":
+            self._averages, self._loaded = {}, None
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -79,8 +82,8 @@ class ExponentialMovingAverage(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the weights, or where the checkpoint ended."""
-        self._averages = {}
-        self._place(pl_module)
+        if not self._averages:  # whoever evaluated before has placed those of the checkpoint
+            self._place(pl_module)
         self._updated_step = trainer.global_step
 
     @override
@@ -110,6 +113,22 @@ class ExponentialMovingAverage(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back."""
         self._put_back(pl_module)
+
+    @contextmanager
+    def in_place(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+        """Let the averages stand where the weights are, as in validation; without ``evaluate`` the weights stay.
+
+        Args:
+            trainer: that fits.
+            pl_module: whose weights these are.
+        """
+        if self._averages:
+            self._follow(trainer)  # a callback that stands before this one may ask at the end of a step
+        self._put_in(pl_module)
+        try:
+            yield
+        finally:
+            self._put_back(pl_module)
 
     def _place(self, pl_module: LightningModule) -> None:
         """Averages beside the weights, laid out as they are."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from ivt2.batch import ClipBatch
 from ivt2.callbacks.drawing import draw_curves, draw_layers
+from ivt2.callbacks.ema import ExponentialMovingAverage
 from ivt2.callbacks.random_state import capture, restore
 from ivt2.callbacks.throughput import Throughput
 from ivt2.callbacks.tracking import safe_name, save_figure
@@ -48,7 +49,8 @@ class Probe(Callback):
     """Probes frozen features before the first step, every n steps and at the end of the fit.
 
     For each set in ``datamodule.probe_dataloaders()`` all clips are encoded by ``pl_module.encode`` in evaluation mode,
-    and `ivt2.metrics.probing` judges the features. Logged, and ready to be monitored by a checkpoint:
+    and `ivt2.metrics.probing` judges the features: those of the averaged weights, where ``callbacks.ema`` evaluates
+    with them. Logged, and ready to be monitored by a checkpoint:
     ``probe/<set>/knn_top1`` and ``linear_top1`` (percent), ``effective_rank``, ``mean_cosine``, and
     ``linear_top1_gain`` (points above the features before the first step). A module with several students
     (``pl_module.named_students()``) has ``probe/<set>/<student>/...`` for each, from one reading of the clips.
@@ -136,7 +138,7 @@ class Probe(Callback):
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = self._probed_step = trainer.global_step
         values: dict[str, float] = {}
-        with _undisturbed(pl_module):
+        with _undisturbed(pl_module), _averaged(trainer, pl_module):
             sets = cast("ProbeDataModule", trainer.datamodule).probe_dataloaders()  # type: ignore[attr-defined]
             for name, loaders in sets.items():
                 values |= self._judge(trainer, pl_module, name, loaders)
@@ -207,6 +209,16 @@ def _undisturbed(pl_module: LightningModule) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         restore(state)
+
+
+@contextmanager
+def _averaged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """The weights that validation would see."""
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ExponentialMovingAverage):
+                stack.enter_context(callback.in_place(trainer, pl_module))
+        yield
 
 
 def _encoders(pl_module: LightningModule) -> dict[str, Encode]:

@@ -2,6 +2,7 @@ import math
 import random
 import time
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ivt2.callbacks.checkpoint_io import DirectoryCheckpointIO
+from ivt2.callbacks.ema import ExponentialMovingAverage
 from ivt2.callbacks.probe import Probe
 from ivt2.callbacks.random_state import RandomState
 from ivt2.callbacks.throughput import Throughput
@@ -155,6 +157,65 @@ def test_a_resumed_run_goes_on_with_what_was_measured(make_trainer, tmp_path, mo
     resumed = fit(7, tmp_path / "step=4.ckpt")
     assert [step for step, _ in whole["probe/a_set/linear_top1"]] == [0, 2, 4, 6, 7]
     assert resumed == whole
+
+
+class Weights(pl.Callback):
+    """Of the start and after each step."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    def on_train_start(self, trainer, pl_module):
+        self.on_train_batch_end(trainer, pl_module)
+
+
+def averaged(states, decay):
+    average = states[0]
+    for state in states[1:]:
+        average = {name: decay * average[name] + (1 - decay) * state[name] for name in state}
+    return average
+
+
+@pytest.mark.parametrize("first", [ExponentialMovingAverage, Probe])
+def test_averages_that_validation_uses_are_probed_and_the_weights_go_on(make_trainer, tmp_path, module, data, first):
+    """Whichever callback stands first, also right after a checkpoint."""
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def fit(steps, *further, ckpt_path=None):
+        seed_everything(3, verbose=False)
+        module.load_state_dict(start)
+        weights = Weights()
+        callbacks = [RandomState(), *sorted(further, key=lambda each: not isinstance(each, first)), weights]
+        trainer = make_trainer(max_steps=steps, limit_val_batches=0, callbacks=callbacks)
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=False)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return weights.states
+
+    plain = fit(5)
+    fit(4, ExponentialMovingAverage(0.5))
+    probe = Numbers(tmp_path, every_n_steps=4, k=3, temperature=0.1)
+    resumed = fit(5, ExponentialMovingAverage(0.5), probe, ckpt_path=tmp_path / "4.ckpt")
+    for found, wanted in zip(resumed, plain[4:], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    for metric in METRICS[:-1]:
+        curve = probe.state_dict()["curves"][f"probe/a_set/{metric}"]
+        for step, value in curve:
+            module.load_state_dict(averaged(plain[: step + 1], 0.5))
+            assert value == pytest.approx(expected(module)[metric], rel=1e-4)
+        assert [step for step, _ in curve] == [4, 5]
+    module.load_state_dict(plain[5])
+    assert value != pytest.approx(expected(module)["mean_cosine"], rel=1e-4)
+
+
+def test_weights_are_probed_where_averages_are_only_kept(make_trainer, tmp_path, module, data, memory_logger):
+    callbacks = [ExponentialMovingAverage(0.5, evaluate=False), Numbers(tmp_path, k=3, temperature=0.1)]
+    make_trainer(max_steps=2, limit_val_batches=0, logger=memory_logger, callbacks=callbacks).fit(module, data)
+    values = probed(memory_logger)[-1][1]
+    del values["linear_top1_gain"]
+    assert values == pytest.approx(expected(module))
 
 
 def test_a_run_that_was_not_probed_from_the_start_has_no_gain(make_trainer, tmp_path, module, data, memory_logger):
