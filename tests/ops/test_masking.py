@@ -34,6 +34,23 @@ def test_random_masking_hides_the_smallest_noise():
     assert torch.equal(random_masking(noise, 0.5), expected)
 
 
+def test_masks_of_a_seed_are_those_of_plain_integers():
+    """Nothing is computed but integers and their order, so masks are the same on every device."""
+    multipliers, gamma, bits = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB), 0x9E3779B97F4A7C15, 2**64 - 1
+
+    def mixed(value):
+        value = (value ^ value >> 30) * multipliers[0] & bits
+        value = (value ^ value >> 27) * multipliers[1] & bits
+        return value ^ value >> 31
+
+    for seed in (0, 1, 2**63 - 1, -5):
+        key = mixed((seed & bits) ^ mixed(4 + 1))
+        hashes = [mixed(key + place * gamma & bits) >> 40 for place in range(1, 41)]
+        hidden = sorted(range(40), key=lambda place: hashes[place])[: int(0.8 * 40)]
+        masked = random_masking(uniform(torch.tensor([seed]), 40, 4), 0.8)
+        assert masked.nonzero()[:, 1].tolist() == sorted(hidden)
+
+
 def test_random_masking_hides_each_patch_equally_often():
     masked = random_masking(uniform(torch.arange(4000), 20, 1), 0.75)
     share = masked.float().mean(dim=0)
