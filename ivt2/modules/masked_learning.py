@@ -134,7 +134,9 @@ class MaskedLearning(LightningModule, ABC):
     def encode(
         self, video: UInt8[Tensor, "B T C H W"] | Float[Tensor, "B T C H W"], student: str | None = None
     ) -> Float[Tensor, "B D"]:
-        """Pooled vectors of whole clips in evaluation mode; the mode is as before afterwards.
+        """Pooled vectors and mean tokens of whole clips in evaluation mode; the mode is as before afterwards.
+
+        What a probe sees, the same before the first step and after the last: :meth:`Stage1Student.encode_video`.
 
         Args:
             video: RGB pixels, with the student's frames or with those of a training batch, of which it sees its part.

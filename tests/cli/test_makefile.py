@@ -1,6 +1,7 @@
 """What the Makefile promises, with an interpreter that only writes down what it is asked to do."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = {"help", "env", "quickstart", "test", "lint", "smoke", "golden", "dashboard"}
+TARGETS = {"help", "env", "quickstart", "chain", "test", "lint", "smoke", "golden", "dashboard"}
 
 INTERPRETER = f"""#!/bin/sh
 echo "$*" >> "$CALLS"
@@ -77,6 +78,17 @@ def test_there_are_never_more_threads_than_cores(checkout):
     (checkout / "show.mk").write_text("include Makefile\nshow:\n\t@echo $$OMP_NUM_THREADS\n")
     shown = make(checkout, "-f", "show.mk", "show").stdout
     assert 1 <= int(shown) <= min(4, os.cpu_count())
+
+
+def test_smoke_runs_every_tiny_experiment_after_its_teachers(checkout):
+    (checkout / "show.mk").write_text("include Makefile\nshow:\n\t@echo $(SMOKE)\n")
+    listed = make(checkout, "-f", "show.mk", "show").stdout.split()
+    files = {file.stem: file.read_text() for file in (ROOT / "conf" / "experiment").glob("*_tiny.yaml")}
+    assert sorted(listed) == sorted(files)
+    for place, name in enumerate(listed):
+        teachers = re.findall(r"weights: \$\{paths\.output_dir\}/(\w+)", files[name])
+        assert set(teachers) <= set(listed[:place])
+        assert bool(teachers) == (name in {"stage1_tiny", "distill_tiny"})
 
 
 def test_the_deciding_check_is_make_test():

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 
 from ivt2.errors import InputError
 from ivt2.models.stage1 import Branch
+from ivt2.ops.masking import visible_indices
 from tests.modules.masked_case import batch, distill, gradients, step, student, teacher_of_clips, teacher_of_frames
 
 MLP = Branch(teacher_dim=32, num_layers=2, interval=2.0, decoder="mlp", final_dim=10)
@@ -55,20 +56,25 @@ def test_each_student_trains_as_if_it_were_alone():
 
 def test_students_share_one_pass_of_the_teacher_and_the_masks(monkeypatch):
     module, data = distill(learners()), batch(num_frames=4)
-    asked, masks = [], []
+    asked, shown = [], []
 
     def listen(network, method, heard):
         original = getattr(network, method)
-        monkeypatch.setattr(network, method, lambda *given: (heard.append(given[-1]), original(*given))[1])
+
+        def heard_first(*given, **named):
+            heard.append([*given, *named.values()][-1])
+            return original(*given, **named)
+
+        monkeypatch.setattr(network, method, heard_first)
 
     listen(module.targets._teachers["clip"], "unnormalized", asked)
     for each in module.students.values():
-        listen(each, "forward", masks)
+        listen(each, "decode", shown)
     step(module, data)
     assert len(asked) == 1
     assert torch.equal(asked[0], data["video"])
-    assert torch.equal(*masks)
-    assert torch.equal(masks[0], module.last_masked)
+    assert torch.equal(*shown)
+    assert torch.equal(shown[0], visible_indices(module.last_masked))
     alone = distill({"b": learners()["b"]})
     step(alone, data)
     assert torch.equal(alone.last_masked, module.last_masked)
@@ -136,7 +142,7 @@ def test_other_ways_of_clipping_are_left_to_lightning(options):
 def test_encode_names_a_student():
     module, video = distill(learners()), batch(num_frames=4)["video"]
     for name in ("s", "b"):
-        expected = module.students[name].encoder.eval()(video).pooled
+        expected = module.students[name].eval().encode_video(video)
         assert torch.equal(module.encode(video, student=name), expected)
     assert torch.equal(module.encode(video), module.encode(video, student="s"))
 

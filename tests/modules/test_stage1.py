@@ -73,8 +73,10 @@ def test_student_and_teacher_of_frames_see_the_first_frame_of_each_tubelet(monke
     module, data = stage1(), batch()
     seen = {role: asked(module, role) for role in ("clip", "mae")}
     given = []
-    original = module.student.forward
-    monkeypatch.setattr(module.student, "forward", lambda *each: (given.append(each), original(*each))[1])
+    original = module.student.decode
+    monkeypatch.setattr(
+        module.student, "decode", lambda *each, **named: (given.append(each), original(*each, **named))[1]
+    )
     step(module, data)
     video = data["video"]
     assert torch.equal(seen["mae"][0], video)
@@ -338,13 +340,18 @@ def test_loss_falls_on_a_repeated_batch():
 
 
 @pytest.mark.parametrize(("num_frames", "seen"), [(8, slice(None, None, 2)), (4, slice(None))])
-def test_encode_gives_the_pooled_vector_of_a_whole_clip(num_frames, seen):
+def test_encode_gives_the_pooled_vector_and_the_mean_patch_token_of_a_whole_clip(num_frames, seen):
     module = stage1(student(drop_path=0.5)).train()
     video = batch(num_frames=num_frames)["video"]
     found = module.encode(video)
     assert module.student.training
     assert not found.requires_grad
-    assert torch.equal(found, module.student.encoder.eval()(video[:, seen]).pooled)
+    encoder = module.student.encoder.eval()
+    whole = encoder(video[:, seen], taps=[encoder.depth - 1])
+    patches = whole.intermediates[0].unbind(1)[1:]
+    assert len(patches) == encoder.num_patches(4)
+    assert torch.equal(found[:, : encoder.pooled_dim], whole.pooled)
+    torch.testing.assert_close(found[:, encoder.pooled_dim :], sum(patches) / len(patches))
 
 
 NO_NORM = student()
