@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from ivt2.ops.fused import cosine
+
 
 def feature_alignment_loss(
     student: Float[Tensor, "*rows D"],
@@ -30,6 +32,9 @@ def feature_alignment_loss(
     """
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     student, teacher = student.to(dtype), teacher.detach().to(dtype)
+    if distance == "l2" and normalize:
+        each = 2 - 2 * cosine(student, teacher)
+        return each.sum() / max(each.numel(), 1)
     if normalize:
         student, teacher = functional.normalize(student, dim=-1), functional.normalize(teacher, dim=-1)
     if distance == "l2":

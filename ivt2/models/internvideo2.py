@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,8 +20,8 @@ from ivt2.nn.mlp import Gelu
 from ivt2.nn.patch_embed import PatchEmbed, check_grid
 from ivt2.nn.pooling import AttentionPool
 from ivt2.ops.attention import Backend
-from ivt2.ops.masking import gather_tokens, visible_indices
-from ivt2.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels
+from ivt2.ops.masking import gather_rows, visible_indices
+from ivt2.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ivt2.ops.position import average_frames, join_separable, sincos_1d, sincos_2d, sincos_3d
 
 
@@ -123,7 +123,9 @@ class InternVideo2(nn.Module):
             self.pos_embed_cls = nn.Parameter(torch.empty(1, 1, embed_dim))
         if separate_image_position:
             self.img_pos_embed = nn.Parameter(torch.empty(1, 1 + self.num_patches_per_frame, embed_dim))
-        self.patch_embed = PatchEmbed(patch_size=patch_size, tubelet_size=tubelet_size, embed_dim=embed_dim)
+        self.patch_embed = PatchEmbed(
+            patch_size=patch_size, tubelet_size=tubelet_size, embed_dim=embed_dim, mean=mean, std=std
+        )
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -177,6 +179,8 @@ class InternVideo2(nn.Module):
         masked: Bool[Tensor, "B N"] | None = None,
         taps: Sequence[int] = (),
         num_blocks: int | None = None,
+        *,
+        visible: Int64[Tensor, "B Nv"] | None = None,
     ) -> Encoded:
         """Encode clips of ``num_frames`` frames, or images (T = 1).
 
@@ -185,17 +189,19 @@ class InternVideo2(nn.Module):
             masked: True where a patch is hidden; hidden patches do not enter the blocks.
             taps: Blocks, counted from 0 and increasing, whose residual stream is returned.
             num_blocks: Run only so many of the first blocks; the pooled vector then pools their output.
+            visible: Positions of the patches that are not hidden, ascending; from ``masked`` where None, which has to
+                be counted first.
 
         Raises:
             InputError: if the video is of another size than the model's, or a tapped block does not run.
         """
         num_blocks = self.depth if num_blocks is None else num_blocks
         self._check_taps(taps, num_blocks)
-        patches = self.patch_embed(self._normalise(video)).flatten(1, 2)
+        self._check_size(video)
+        if visible is None and masked is not None:
+            visible = visible_indices(masked)
         positions = self._positions(video.shape[1])
-        patches = patches + positions[:, 1:]
-        if masked is not None:
-            patches = gather_tokens(patches, visible_indices(masked))
+        patches = self.patch_embed(video, visible) + gather_rows(positions[:, 1:], visible)
         cls = (self.cls_token + positions[:, :1]).expand(len(video), -1, -1)
         tokens = torch.cat([cls, patches], dim=1)
         intermediates = []
@@ -206,8 +212,7 @@ class InternVideo2(nn.Module):
         stacked = torch.stack(intermediates) if intermediates else tokens.new_empty(0, *tokens.shape)
         return Encoded(tokens, self.clip_projector(tokens), stacked)
 
-    def _normalise(self, video: Tensor) -> Tensor:
-        """Check the size; bring uint8 pixels to the encoder's range."""
+    def _check_size(self, video: Tensor) -> None:
         expected = [3, self.image_size, self.image_size]
         if list(video.shape[2:]) != expected:
             raise InputError(
@@ -220,7 +225,6 @@ class InternVideo2(nn.Module):
                 f"clips have {num_frames} frames, the encoder takes {self.num_frames}{images}: sample "
                 f"{self.num_frames} frames, or build it with num_frames={num_frames} and resize its position table"
             )
-        return normalize_pixels(video, self.mean, self.std)
 
     def _check_taps(self, taps: Sequence[int], num_blocks: int) -> None:
         if not 0 < num_blocks <= self.depth:

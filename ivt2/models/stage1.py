@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2, check_taps, taps_from_end
-from ivt2.nn.aligning import AligningDecoders, DecoderKind
+from ivt2.nn.aligning import AligningDecoders, DecoderKind, FeatureDecoder
+from ivt2.ops.masking import visible_indices
 
 
 class StudentFeatures(NamedTuple):
@@ -25,6 +26,14 @@ class StudentFeatures(NamedTuple):
     """The pooled vector."""
     mae: Float[Tensor, "Km B Nv mae_dim"] | None
     """Visible patches of the layers aligned with the second teacher; None where there is none."""
+
+
+class StudentLayers(NamedTuple):
+    """The same layer by layer and of any length: as much as a loss of directions needs."""
+
+    clip_middle: Sequence[Float[Tensor, "B 1+Nv clip_dim"]] | None
+    clip_final: Float[Tensor, "B final_dim"] | None
+    mae: Sequence[Float[Tensor, "B Nv mae_dim"]] | None
 
 
 class Stage1Student(nn.Module):
@@ -47,7 +56,7 @@ class Stage1Student(nn.Module):
         counterpart for distillation.
     """
 
-    ENTRY_POINTS: ClassVar[tuple[str, ...]] = ("encode_video",)
+    ENTRY_POINTS: ClassVar[tuple[str, ...]] = ("decode", "encode_video")
     """Methods besides ``forward`` that read parameters; a sharded engine gathers these for each."""
 
     def __init__(
@@ -89,29 +98,72 @@ class Stage1Student(nn.Module):
         """Blocks that a sharded engine gathers one at a time."""
         yield from self.encoder.blocks
 
+    def compile_parts(self) -> None:
+        """Let ``torch.compile`` fuse each block, the pooling and each decoder from their next call on.
+
+        Parts rather than the whole: blocks of equal shape share what was compiled, and a sharded engine can gather the
+        weights of each when it is needed. Weights and their names stay as they are. Each shape of input is compiled for
+        itself, so that training runs code made for its number of visible tokens.
+        """
+        parts: list[nn.Module] = [*self.encoder.blocks, self.encoder.clip_projector]
+        parts += [part for part in self.modules() if isinstance(part, FeatureDecoder)]
+        for part in parts:
+            part.compile(dynamic=False)
+
     def forward(
         self,
         video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"],
         masked: Bool[Tensor, "B N"] | None = None,
+        *,
+        visible: Int64[Tensor, "B Nv"] | None = None,
     ) -> StudentFeatures:
         """Encode what is visible and decode it into the teachers' spaces.
 
         Args:
             video: RGB pixels, uint8 or already normalised.
             masked: True where a patch is hidden; the same number in every clip.
+            visible: Positions of the patches that are not hidden, ascending; from ``masked`` where None, which has to
+                be counted first.
         """
+        layers = self._decode(video, masked, visible, scale=True)
+        clip = None if layers.clip_middle is None else torch.stack(list(layers.clip_middle))
+        mae = None if layers.mae is None else torch.stack(list(layers.mae))
+        return StudentFeatures(clip, layers.clip_final, mae)
+
+    def decode(
+        self,
+        video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"],
+        masked: Bool[Tensor, "B N"] | None = None,
+        *,
+        visible: Int64[Tensor, "B Nv"] | None = None,
+    ) -> StudentLayers:
+        """What ``forward`` says, not scaled to unit length and not stacked, for losses that divide lengths out.
+
+        Args:
+            video: RGB pixels, uint8 or already normalised.
+            masked: True where a patch is hidden; the same number in every clip.
+            visible: Positions of the patches that are not hidden, ascending; from ``masked`` where None, which has to
+                be counted first.
+        """
+        return self._decode(video, masked, visible, scale=False)
+
+    def _decode(self, video: Tensor, masked: Tensor | None, visible: Tensor | None, *, scale: bool) -> StudentLayers:
+        if visible is None and masked is not None:
+            visible = visible_indices(masked)
         taps = sorted({*self.clip_taps, *self.mae_taps})
-        _, pooled, intermediates = self.encoder(video, masked, taps)
+        _, pooled, intermediates = self.encoder(video, taps=taps, visible=visible)
         streams = dict(zip(taps, intermediates, strict=True))
         image = video.shape[1] == 1
-        features = StudentFeatures(None, None, None)
+        said = StudentLayers(None, None, None)
         if self.clip_decoders is not None:
-            clip = self.clip_decoders(_stack(streams, self.clip_taps), pooled, image=image, masked=masked)
-            features = features._replace(clip_middle=clip.middle, clip_final=clip.final)
+            layers = [streams[tap] for tap in self.clip_taps]
+            clip, final = self.clip_decoders.decode(layers, pooled, image=image, visible=visible, scale=scale)
+            said = said._replace(clip_middle=clip, clip_final=final)
         if self.mae_decoders is not None:
-            mae = self.mae_decoders(_stack(streams, self.mae_taps), pooled, image=image, masked=masked)
-            features = features._replace(mae=mae.middle)
-        return features
+            layers = [streams[tap] for tap in self.mae_taps]
+            mae, _ = self.mae_decoders.decode(layers, pooled, image=image, visible=visible, scale=scale)
+            said = said._replace(mae=mae)
+        return said
 
     def encode_video(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> Float[Tensor, "B D"]:
         """Pooled vector of whole clips and, beside it, the mean of the last block's patch tokens, before any decoder.
@@ -188,28 +240,31 @@ class Branch:
         )
 
 
-def build_student(encoder: InternVideo2, *, clip: Branch | None = None, mae: Branch | None = None) -> Stage1Student:
+def build_student(
+    encoder: InternVideo2, *, clip: Branch | None = None, mae: Branch | None = None, compile: bool = False
+) -> Stage1Student:
     """A student with decoders that fit its encoder.
 
     Args:
         encoder: The video encoder.
         clip: Towards the teacher of tokens and of a pooled vector.
         mae: Towards VideoMAE.
+        compile: Whether its parts are compiled, see ``Stage1Student.compile_parts``; the first steps then take
+            minutes, and on CPUs a C++ compiler is needed.
 
     Raises:
         InputError: if there is no branch, or the encoder has too few blocks for one.
     """
-    return Stage1Student(
+    student = Stage1Student(
         encoder,
         None if clip is None else clip.decoders(encoder),
         None if mae is None else mae.decoders(encoder),
         clip_taps=() if clip is None else clip.taps_of(encoder.depth),
         mae_taps=() if mae is None else mae.taps_of(encoder.depth),
     )
-
-
-def _stack(streams: dict[int, Tensor], taps: Sequence[int]) -> Tensor:
-    return torch.stack([streams[tap] for tap in taps])
+    if compile:
+        student.compile_parts()
+    return student
 
 
 def _check_decoded(name: str, taps: Sequence[int], decoders: AligningDecoders | None, depth: int) -> None:

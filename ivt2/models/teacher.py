@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,11 +41,12 @@ class TeacherFeatures(NamedTuple):
     """How much the pooled vector attends to each patch, for masks: [B, N] of a teacher of clips, [B * T, N / T] of one
     of frames. The CLS token's share is left out, so a row sums to less than one."""
 
-    def visible(self, masked: Bool[Tensor, "B N"]) -> "TeacherFeatures":
+    def visible(self, masked: Bool[Tensor, "B N"], index: Int64[Tensor, "B Nv"] | None = None) -> "TeacherFeatures":
         """The same with the tokens of visible patches alone, and the CLS token: the targets of a masked student.
 
         Args:
             masked: True where a patch is hidden from the student; teachers see everything.
+            index: Positions of the visible patches, where they are known.
 
         Raises:
             ValueError: if the mask is not one of the teacher's patches.
@@ -53,7 +54,7 @@ class TeacherFeatures(NamedTuple):
         num_prefix = self.middle.shape[2] - masked.shape[1]
         if num_prefix not in {0, 1}:
             raise ValueError(f"a mask of {masked.shape[1]} patches does not fit {self.middle.shape[2]} tokens")
-        index = visible_indices(masked)
+        index = visible_indices(masked) if index is None else index
         prefix, patches = self.middle[:, :, :num_prefix], self.middle[:, :, num_prefix:]
         shown = torch.stack([gather_tokens(layer, index) for layer in patches])
         return self._replace(middle=torch.cat([prefix, shown], dim=2))

@@ -18,8 +18,8 @@ from ivt2.nn.block import Block
 from ivt2.nn.init import init_weights
 from ivt2.nn.patch_embed import PatchEmbed, check_grid
 from ivt2.ops.attention import Backend, attention
-from ivt2.ops.masking import gather_tokens, visible_indices
-from ivt2.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize_pixels
+from ivt2.ops.masking import gather_rows, visible_indices
+from ivt2.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ivt2.ops.position import resize_position_table, sinusoid_interleaved
 
 TABLE_FRAMES = 8
@@ -142,7 +142,9 @@ class VideoMAE(nn.Module):
         self.grid_size, self.grid_frames = image_size // patch_size, num_frames // tubelet_size
         self.embed_dim, self.depth = embed_dim, depth
         self.mean, self.std = tuple(mean), tuple(std)
-        self.patch_embed = PatchEmbed(patch_size=patch_size, tubelet_size=tubelet_size, embed_dim=embed_dim)
+        self.patch_embed = PatchEmbed(
+            patch_size=patch_size, tubelet_size=tubelet_size, embed_dim=embed_dim, mean=mean, std=std
+        )
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -198,10 +200,9 @@ class VideoMAE(nn.Module):
             InputError: if the video is of another size than the model's, or a tapped block does not exist.
         """
         self._check(video, taps)
-        tokens = self.patch_embed(normalize_pixels(video, self.mean, self.std)).flatten(1, 2)
-        tokens = tokens + self.pos_embed.to(tokens)
-        if masked is not None:
-            tokens = gather_tokens(tokens, visible_indices(masked))
+        visible = None if masked is None else visible_indices(masked)
+        tokens = self.patch_embed(video, visible)
+        tokens = tokens + gather_rows(self.pos_embed.to(tokens), visible)
         tapped = []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)

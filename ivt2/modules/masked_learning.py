@@ -21,7 +21,7 @@ from ivt2.batch import ClipBatch
 from ivt2.errors import InputError
 from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.internvideo2 import InternVideo2
-from ivt2.models.stage1 import Stage1Student, StudentFeatures
+from ivt2.models.stage1 import Stage1Student, StudentLayers
 from ivt2.models.teacher import Teacher
 from ivt2.modules.masked_targets import MaskedTargets, Masking, Role, Targets
 from ivt2.nn.aligning import AligningDecoders, FeatureDecoder
@@ -122,8 +122,8 @@ class MaskedLearning(LightningModule, ABC):
         losses: list[Tensor] = []
         report: dict[str, Tensor] = {}
         for name, student in self.named_students().items():
-            features = student(targets.video, targets.masked)
-            layers = {term: share * _distances(term, features, targets) for term in self.weights}
+            said = student.decode(targets.video, visible=targets.visible)
+            layers = {term: share * _distances(term, said, targets) for term in self.weights}
             losses.append(torch.stack([self.weights[term] * each.mean() for term, each in layers.items()]).sum())
             report |= _report(name, student, layers, share) | ({f"train/{name}/loss": losses[-1]} if name else {})
         loss = torch.stack(losses).sum()
@@ -176,12 +176,12 @@ def _is_asked(role: Role, weights: Mapping[str, float], masking: Masking) -> boo
     return any(TERMS[term] == role for term in weights) or (role == "clip" and masking == "attention")
 
 
-def _distances(term: str, features: StudentFeatures, targets: Targets) -> Float[Tensor, "layers"]:
+def _distances(term: str, layers: StudentLayers, targets: Targets) -> Float[Tensor, "layers"]:
     """Mean of ``2 - 2 cos`` in each aligned layer; the pooled vector counts as one."""
     said = targets.said[TERMS[term]]
-    student = features._asdict()[term]
+    student = layers._asdict()[term]
     pairs = zip(student, said.middle, strict=True) if term != "clip_final" else [(student, said.final)]
-    return torch.stack([feature_alignment_loss(*pair, normalize=False) for pair in pairs])
+    return torch.stack([feature_alignment_loss(*pair) for pair in pairs])
 
 
 def _report(name: str, student: Stage1Student, layers: Mapping[str, Tensor], share: Tensor) -> dict[str, Tensor]:

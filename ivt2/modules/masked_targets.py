@@ -18,7 +18,14 @@ from torch import Tensor
 from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.teacher import Teacher, TeacherFeatures
-from ivt2.ops.masking import attention_masking, check_mask_ratio, random_masking, tube_masking
+from ivt2.ops.masking import (
+    attention_masking,
+    check_mask_ratio,
+    num_visible,
+    random_masking,
+    tube_masking,
+    visible_indices,
+)
 from ivt2.ops.random import uniform
 
 Masking = Literal["attention", "tube", "random"]
@@ -37,6 +44,8 @@ class Targets(NamedTuple):
 
     video: UInt8[Tensor, "V*B T C H W"] | Float[Tensor, "V*B T C H W"]
     masked: Bool[Tensor, "V*B N"]
+    visible: Int64[Tensor, "V*B Nv"]
+    """Positions of the patches that are not hidden, ascending."""
     said: Mapping[Role, TeacherFeatures]
     """What each teacher says of the CLS token and the visible patches, and its pooled vector: unit vectors."""
 
@@ -134,10 +143,20 @@ class MaskedTargets:
                 f"datamodule's num_frames={self.num_frames}"
             )
         said = {role: self._ask(teacher, video) for role, teacher in self._teachers.items()}
-        masked = self._draw(seed, said["clip"].attention if self._masking == "attention" else None)
-        kept = {role: _of_views(features, masked) for role, features in said.items()}
+        attention = said["clip"].attention if self._masking == "attention" else None
+        masked = self._draw(seed, attention)
+        shown = self._num_visible(attention)
+        visible = torch.stack([visible_indices(mask, shown) for mask in masked])
+        kept = {role: _of_views(features, masked, visible) for role, features in said.items()}
         frames = video[:, :: self.stride].repeat(self._masks_per_clip, 1, 1, 1, 1)
-        return Targets(frames, masked.flatten(0, 1), kept)
+        return Targets(frames, masked.flatten(0, 1), visible.flatten(0, 1), kept)
+
+    def _num_visible(self, attention: Tensor | None) -> int:
+        """Of a clip; known without a look at the masks, for which the device would have to be waited for."""
+        together = self._patches if self._masking == "tube" else self._grid_frames * self._patches
+        if attention is not None:
+            together = attention.shape[1]
+        return self._grid_frames * self._patches // together * num_visible(together, self._mask_ratio)
 
     def _stride(self, name: str, tubelet_size: int) -> int:
         if self._longest % tubelet_size:
@@ -167,8 +186,10 @@ class MaskedTargets:
         return torch.stack(masks)
 
 
-def _of_views(features: TeacherFeatures, masked: Bool[Tensor, "V B N"]) -> TeacherFeatures:
-    views = [features.visible(mask).normalized() for mask in masked]
+def _of_views(
+    features: TeacherFeatures, masked: Bool[Tensor, "V B N"], visible: Int64[Tensor, "V B Nv"]
+) -> TeacherFeatures:
+    views = [features.visible(mask, index).normalized() for mask, index in zip(masked, visible, strict=True)]
     final = None if features.final is None else torch.cat([view.final for view in views if view.final is not None])
     return TeacherFeatures(torch.cat([view.middle for view in views], dim=1), final, None)
 

@@ -1,15 +1,16 @@
 """Decoders that bring the encoder's features into the space of a frozen teacher."""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ivt2.nn.init import init_weights
 from ivt2.nn.mlp import Mlp
-from ivt2.ops.masking import gather_tokens, visible_indices
+from ivt2.ops.fused import unit
+from ivt2.ops.masking import gather_rows, visible_indices
 from ivt2.ops.position import average_frames, join_separable, sincos_1d, sincos_2d, sincos_3d
 
 DecoderKind = Literal["linear", "mlp"]
@@ -40,10 +41,16 @@ class FeatureDecoder(nn.Module):
         self.head = nn.Linear(dim, teacher_dim) if kind == "linear" else Mlp(dim, dim, out_dim=teacher_dim, gelu="erf")
         self.norm = nn.LayerNorm(teacher_dim, eps=1e-5)
 
-    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch teacher_dim"]:
-        """Decode."""
+    def forward(self, x: Float[Tensor, "*batch D"], *, scale: bool = True) -> Float[Tensor, "*batch teacher_dim"]:
+        """Decode.
+
+        Args:
+            x: What the encoder says.
+            scale: Whether a decoder that normalises may do so; not where only directions matter, for then the length
+                is divided out later, at less cost.
+        """
         x = self.norm(self.head(x))
-        return functional.normalize(x, dim=-1) if self.normalize else x
+        return unit(x) if self.normalize and scale else x
 
 
 class AligningDecoders(nn.Module):
@@ -137,6 +144,7 @@ class AligningDecoders(nn.Module):
         *,
         image: bool = False,
         masked: Bool[Tensor, "B patches"] | None = None,
+        visible: Int64[Tensor, "B Nv"] | None = None,
     ) -> Aligned:
         """Decode what the encoder returned.
 
@@ -145,18 +153,43 @@ class AligningDecoders(nn.Module):
             pooled: The pooled vector.
             image: Whether the encoder saw single frames.
             masked: The mask that the encoder got, over patches alone.
+            visible: Positions of the patches that it leaves; from ``masked`` where None.
         """
-        tokens = intermediates[:, :, 1 - self.num_prefix :] + self._positions(masked, image=image)
-        middle = [decoder(layer) for decoder, layer in zip(self.decoders, tokens, strict=True)]
-        return Aligned(torch.stack(middle), self.final(pooled))
+        if visible is None and masked is not None:
+            visible = visible_indices(masked)
+        middle, final = self.decode(intermediates, pooled, image=image, visible=visible, scale=True)
+        return Aligned(torch.stack(middle), final)
 
-    def _positions(self, masked: Tensor | None, *, image: bool) -> Tensor:
+    def decode(
+        self,
+        layers: Iterable[Float[Tensor, "B N D"]],
+        pooled: Float[Tensor, "B pooled"],
+        *,
+        image: bool = False,
+        visible: Int64[Tensor, "B Nv"] | None = None,
+        scale: bool = False,
+    ) -> tuple[list[Float[Tensor, "B M teacher_dim"]], Float[Tensor, "B final_dim"]]:
+        """The same layer by layer, of any length where ``scale`` is off: all that a loss of directions needs.
+
+        Args:
+            layers: Tapped streams in increasing depth, the CLS token first.
+            pooled: See ``forward``.
+            image: See ``forward``.
+            visible: See ``forward``.
+            scale: Whether decoders that normalise do so.
+        """
+        positions = self._positions(visible, image=image)
+        tokens = (layer[:, 1 - self.num_prefix :] + positions for layer in layers)
+        middle = [decoder(each, scale=scale) for decoder, each in zip(self.decoders, tokens, strict=True)]
+        final = self.final(pooled, scale=scale) if isinstance(self.final, FeatureDecoder) else self.final(pooled)
+        return middle, final
+
+    def _positions(self, visible: Tensor | None, *, image: bool) -> Tensor:
         table = self._image_table() if image else self._clip_table()
-        if masked is None:
+        if visible is None:
             return table
-        table = table.expand(len(masked), -1, -1)
-        patches = gather_tokens(table[:, self.num_prefix :], visible_indices(masked))
-        return torch.cat([table[:, : self.num_prefix], patches], dim=1)
+        patches = gather_rows(table[:, self.num_prefix :], visible)
+        return torch.cat([table[:, : self.num_prefix].expand(len(visible), -1, -1), patches], dim=1)
 
     def _image_table(self) -> Tensor:
         if self.separate_image_position:

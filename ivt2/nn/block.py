@@ -1,6 +1,7 @@
 """The transformer block of the vision encoders."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from ivt2.nn.drop_path import DropPath
 from ivt2.nn.mlp import Gelu, Mlp
 from ivt2.nn.norm import RMSNorm
 from ivt2.ops.attention import Backend
+from ivt2.ops.fused import scaled_add
 
 
 class LayerScale(nn.Module):
@@ -39,8 +41,15 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Scale; the result has the dtype of the input."""
-        dtype = torch.promote_types(x.dtype, torch.float32) if self.fp32 else x.dtype
-        return (x.to(dtype) * self.gamma.to(dtype)).to(x.dtype)
+        return (x * self.gain(x.dtype)).to(x.dtype)
+
+    def gain(self, dtype: torch.dtype) -> Float[Tensor, "D"]:
+        """The factors, in the dtype that the product with a branch of the given one is computed in.
+
+        Args:
+            dtype: Of the branch.
+        """
+        return self.gamma.to(torch.promote_types(dtype, torch.float32) if self.fp32 else dtype)
 
 
 class Block(nn.Module):
@@ -98,9 +107,19 @@ class Block(nn.Module):
             x: Tokens.
             bias: Added to the attention scores; large negative numbers hide keys.
         """
-        middle: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), bias)))
-        out: Tensor = middle + self.drop_path2(self.ls2(self.mlp(self.norm2(middle))))
-        return out
+        middle = _add(x, self.attn(self.norm1(x), bias), self.ls1, self.drop_path1)
+        return _add(middle, self.mlp(self.norm2(middle)), self.ls2, self.drop_path2)
+
+
+def _add(x: Tensor, branch: Tensor, scale: nn.Module, drop: DropPath) -> Tensor:
+    """``x + drop(scale(branch))``; the factors are multiplied with each other first, for they are few."""
+    gain = scale.gain(branch.dtype) if isinstance(scale, LayerScale) else None
+    kept = drop.factor(branch)
+    if gain is None and kept is None:
+        return x + branch
+    if gain is None or kept is None:
+        return scaled_add(x, branch, cast("Tensor", kept if gain is None else gain))
+    return scaled_add(x, branch, gain * kept)
 
 
 def _layer_scale(dim: int, init: float | None, *, fp32: bool) -> nn.Module:

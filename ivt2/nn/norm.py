@@ -3,7 +3,8 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
+
+from ivt2.ops.fused import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -28,5 +29,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Normalise; the result has the dtype of the input."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return functional.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)

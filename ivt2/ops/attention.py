@@ -35,8 +35,9 @@ def attention(
         bias: Added to the scores; large negative numbers hide keys. At least one key of each query must stay open.
         dropout: Probability in [0, 1) of dropping an attention weight; the caller passes 0 outside training.
         scale: Factor on the scores; ``head_dim ** -0.5`` when None.
-        backend: ``auto`` takes flash-attn where it can run (installed, GPU, half precision, no bias) and torch's
-            fused attention elsewhere; a named back end runs or refuses, it is never replaced.
+        backend: ``auto`` takes flash-attn where it can run (installed, GPU, half precision, no bias), plain matrix
+            products on a CPU that learns in half precision, where torch's fused kernel takes twice as long, and that
+            kernel elsewhere; a named back end runs or refuses, it is never replaced.
 
     Returns:
         One output for each query, in the dtype of ``v`` (of the autocast region, inside one).
@@ -50,8 +51,9 @@ def attention(
         case "flash_attn":
             return _flash_attn(q, k, v, dropout=dropout, scale=scale)
         case "eager":
-            weights = attention_weights(q, k, bias=bias, scale=scale).to(v.dtype)
-            return functional.dropout(weights, dropout) @ v
+            # Softmax sums in float32 whatever it is given and rounds once.
+            weights = _scores(q, k, bias, scale).softmax(dim=-1).to(v.dtype)
+            return (functional.dropout(weights, dropout) if dropout else weights) @ v
         case _:
             bias = None if bias is None else bias.to(q.dtype)
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
@@ -77,10 +79,13 @@ def attention_weights(
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    scores = (q * scale) @ k.transpose(-2, -1)
-    if bias is not None:
-        scores = scores + bias
+    scores = _scores(q, k, bias, scale)
     return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    scores = (q * scale) @ k.transpose(-2, -1)
+    return scores if bias is None else scores + bias
 
 
 def select_backend(
@@ -103,13 +108,13 @@ def select_backend(
         return "flash_attn"
     if backend == "flash_attn":
         raise InputError(f"attention=flash_attn cannot run here: {obstacle}; use attention=auto")
-    return "sdpa"
+    return "eager" if _learns_on_cpu_in_half(q) else "sdpa"
 
 
 def _flash_attn_obstacle(q: Tensor, bias: Tensor | None) -> str | None:
     if not _on_gpu(q):
         return f"the tensors are on {q.device.type}, it needs a GPU"
-    dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
+    dtype = _computed_in(q)
     if dtype not in {torch.float16, torch.bfloat16}:
         return f"the tensors are {str(dtype).removeprefix('torch.')}, it needs float16 or bfloat16"
     if bias is not None:
@@ -119,6 +124,17 @@ def _flash_attn_obstacle(q: Tensor, bias: Tensor | None) -> str | None:
     if not _flash_attn_importable():
         return "the package flash_attn does not import (pip install 'ivt2[flash]')"
     return None
+
+
+def _computed_in(q: Tensor) -> torch.dtype:
+    device = q.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+
+
+def _learns_on_cpu_in_half(q: Tensor) -> bool:
+    learns = torch.is_grad_enabled() and q.requires_grad
+    on_cpu = q.device.type == "cpu" and not _on_gpu(q)
+    return learns and on_cpu and _computed_in(q) in {torch.float16, torch.bfloat16}
 
 
 def _on_gpu(q: Tensor) -> bool:

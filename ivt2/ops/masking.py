@@ -6,6 +6,7 @@ A mask is Bool[B, N] over patches alone, True where hidden; every row hides the 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from ivt2.errors import InputError
 
@@ -92,11 +93,23 @@ def check_mask_ratio(ratio: float) -> None:
         raise InputError(f"mask ratio {ratio} is not a share: use a ratio in [0, 1), such as 0.8")
 
 
-def visible_indices(masked: Bool[Tensor, "B N"]) -> Int64[Tensor, "B Nv"]:
+def num_visible(num_patches: int, ratio: float) -> int:
+    """How many of so many patches the maskings of this module leave visible.
+
+    Args:
+        num_patches: Of which a share is hidden: of a clip, or of a frame where each frame hides its own.
+        ratio: Share of hidden patches in [0, 1).
+    """
+    return num_patches - int(num_patches * ratio)
+
+
+def visible_indices(masked: Bool[Tensor, "B N"], num_visible: int | None = None) -> Int64[Tensor, "B Nv"]:
     """Positions of the visible patches of each clip, ascending.
 
     Args:
         masked: True where a patch is hidden; every row hides the same number, and not all.
+        num_visible: Number of visible patches, from whoever knows it: then nothing is checked, and nobody waits for
+            the device to count them.
 
     Returns:
         Positions; for an empty batch, whose number of visible patches nobody knows, those of zero patches.
@@ -104,12 +117,30 @@ def visible_indices(masked: Bool[Tensor, "B N"]) -> Int64[Tensor, "B Nv"]:
     Raises:
         ValueError: if rows hide different numbers of patches, or a row hides all.
     """
-    if not len(masked):
-        return masked.new_zeros(0, 0, dtype=torch.int64)
+    if num_visible is None:
+        num_visible = _count_visible(masked)
+    return masked.to(torch.uint8).argsort(dim=1, stable=True)[:, :num_visible]
+
+
+def _count_visible(masked: Tensor) -> int:
     counts = set((~masked).sum(dim=1).tolist())
+    if not counts:
+        return 0
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"each clip of a batch must show the same number of patches and at least one, not {counts}")
-    return masked.to(torch.uint8).argsort(dim=1, stable=True)[:, : counts.pop()]
+    return int(counts.pop())
+
+
+def gather_rows(
+    table: Shaped[Tensor, "1 N D"], index: Int64[Tensor, "B Nv"] | None
+) -> Shaped[Tensor, "B Nv D"] | Shaped[Tensor, "1 N D"]:
+    """Rows of a table that all clips share, at the given positions of each; all of it where there are none.
+
+    Args:
+        table: A row for each position.
+        index: Positions in [0, N).
+    """
+    return table if index is None else functional.embedding(index, table.squeeze(0))
 
 
 def gather_tokens(tokens: Shaped[Tensor, "B N D"], index: Int64[Tensor, "B Nv"]) -> Shaped[Tensor, "B Nv D"]:

@@ -11,14 +11,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_pixels(
-    video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"],
+    video: Float[Tensor, "B T C *rest"] | UInt8[Tensor, "B T C *rest"],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Float[Tensor, "B T C H W"]:
+) -> Float[Tensor, "B T C *rest"]:
     """``(x / 255 - mean) / std`` of uint8 pixels, in float32; floats pass, for they are normalised already.
 
     Args:
-        video: RGB pixels 0 to 255 as uint8, or floats.
+        video: RGB pixels 0 to 255 as uint8, or floats; frames, or boxes cut out of them.
         mean: Mean of each channel of the pixels in [0, 1].
         std: Standard deviation of each channel.
     """

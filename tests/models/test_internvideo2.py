@@ -14,6 +14,7 @@ from ivt2.models.published import video_encoder
 from ivt2.nn.drop_path import DropPath
 from ivt2.ops.masking import random_masking
 from ivt2.ops.position import average_frames, sincos_1d, sincos_2d, sincos_3d
+from tests.programs import warm_python
 
 TINY = {
     "image_size": 8, "patch_size": 4, "num_frames": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0,
@@ -61,7 +62,7 @@ def test_names_of_the_parameters_are_fixed():
 def test_forward_is_the_equation():
     model, video = make(), clips()
     encoded = model(video, taps=(0, 2))
-    patches = model.patch_embed(video).flatten(1, 2)
+    patches = model.patch_embed(video)
     tokens = torch.cat([model.cls_token.expand(2, -1, -1), patches], dim=1) + model.pos_embed
     streams = []
     for block in model.blocks:
@@ -83,7 +84,7 @@ def test_masked_patches_do_not_matter_and_the_others_keep_their_places():
     other = torch.where(pixels, torch.full_like(video, 100.0), video)
     torch.testing.assert_close(model(other, masked).tokens, encoded.tokens)
 
-    start = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(video).flatten(1, 2)], 1) + model.pos_embed
+    start = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(video)], 1) + model.pos_embed
     visible = torch.cat([torch.ones(2, 1, dtype=torch.bool), ~masked], dim=1)
     expected = model.blocks[0](start[visible].view(2, 9, 32))
     torch.testing.assert_close(model(video, masked, taps=(0,)).intermediates[0], expected)
@@ -107,7 +108,7 @@ def test_without_taps_there_are_no_intermediates():
 def test_image_gets_its_table_or_the_mean_over_frames(separate):
     model, image = make(separate_image_position=separate), clips(num_frames=1)
     table = model.img_pos_embed if separate else average_frames(model.pos_embed, 4)
-    start = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(image)[:, 0]], dim=1) + table
+    start = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(image)], dim=1) + table
     torch.testing.assert_close(model(image, taps=(0,)).intermediates[0], model.blocks[0](start))
 
 
@@ -124,7 +125,7 @@ def test_image_has_no_place_in_time():
     """Of separable tables an image gets those for space and CLS: not the mean over time that a joint table gives."""
     model, image = make(position="separable"), clips(num_frames=1)
     table = torch.cat([model.pos_embed_cls, model.pos_embed_spatial], dim=1)
-    start = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(image)[:, 0]], dim=1) + table
+    start = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(image)], dim=1) + table
     torch.testing.assert_close(model(image, taps=(0,)).intermediates[0], model.blocks[0](start))
 
 
@@ -320,12 +321,12 @@ def _bfloat16_by_default():
 
 @pytest.mark.usefixtures("_bfloat16_by_default")
 def test_uint8_of_a_bfloat16_model_is_normalised_in_float32():
-    seen = []
     model = make()
     assert model.pos_embed.dtype == torch.bfloat16
-    model.patch_embed.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
-    model(torch.zeros(1, 4, 3, 8, 8, dtype=torch.uint8))
-    assert seen == [torch.float32]
+    video = torch.randint(0, 256, (1, 4, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (torch.tensor(each, dtype=torch.float32).view(3, 1, 1) for each in (model.mean, model.std))
+    normalised = (video.to(torch.float32) / 255 - mean) / std
+    torch.testing.assert_close(model.patch_embed(video), model.patch_embed(normalised), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -417,10 +418,10 @@ def test_sharded_over_two_processes_equals_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", SHARD],
+            [warm_python(), "-c", SHARD],
             env=shared | {"RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

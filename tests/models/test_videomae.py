@@ -97,7 +97,7 @@ def test_forward_is_the_equation(attention):
         centred = x - x.mean(-1, keepdim=True)
         return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight + norm.bias
 
-    x = model.patch_embed(video).flatten(1, 2) + model.pos_embed
+    x = model.patch_embed(video) + model.pos_embed
     streams = []
     for block in model.blocks:
         x = x + block.ls1.gamma * block.attn(layer_norm(x, block.norm1))

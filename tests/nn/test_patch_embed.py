@@ -12,14 +12,17 @@ def test_token_is_the_projection_of_its_box_of_pixels(tubelet_size):
     torch.manual_seed(0)
     embed, video = PatchEmbed(patch_size=2, tubelet_size=tubelet_size, embed_dim=5), torch.randn(2, 4, 3, 6, 6)
     tokens = embed(video)
-    assert tokens.shape == (2, 4 // tubelet_size, 9, 5)
+    assert tokens.shape == (2, 4 // tubelet_size * 9, 5)
     for t in range(4 // tubelet_size):
         for y in range(3):
             for x in range(3):
                 frames = slice(t * tubelet_size, (t + 1) * tubelet_size)
                 box = video[:, frames, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].transpose(1, 2).flatten(1)
                 expected = box @ embed.proj.weight.flatten(1).T + embed.proj.bias
-                torch.testing.assert_close(tokens[:, t, 3 * y + x], expected)
+                torch.testing.assert_close(tokens[:, 9 * t + 3 * y + x], expected)
+    visible = torch.tensor([[0, 5, 7], [2, 10, 17]]) % tokens.shape[1]
+    shown = torch.stack([clip[index] for clip, index in zip(tokens, visible, strict=True)])
+    torch.testing.assert_close(embed(video, visible), shown)
 
 
 def test_input_takes_the_dtype_of_the_weights():

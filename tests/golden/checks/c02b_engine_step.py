@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ivt2.models.stage1 import Stage1Student, StudentFeatures
+from ivt2.models.stage1 import Stage1Student, StudentFeatures, StudentLayers
 from ivt2.modules import masked_targets
 from ivt2.modules.distill import DistillModule
 from ivt2.modules.masked_learning import MaskedLearning
@@ -96,16 +96,26 @@ def _step(case: Case, engine: str, module: MaskedLearning, everything: Tensor) -
     recorded, order = case.json[engine], case.json[f"{engine}_param_order"]
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
     optimizer = _optimizer(case, engine, student)
-    given: list[tuple[tuple[Tensor, Tensor], StudentFeatures]] = []
-    student.register_forward_hook(lambda _, inputs, features: given.append((inputs, features)))
+    given: list[Tensor] = []
+    said: list[StudentFeatures] = []
+    original = student.decode
+
+    def decode(video: Tensor, *, visible: Tensor) -> StudentLayers:
+        given.append(video)
+        said.append(student(video, visible=visible))
+        return original(video, visible=visible)
+
     logged: dict[str, Tensor] = {}
     batch = {"video": everything, "seed": torch.arange(len(everything))}
     with (
         patch.object(masked_targets, "uniform", partial(_recorded_draws, case)),
+        patch.object(student, "decode", decode),
         patch.object(module, "log", lambda name, value, **_: logged.update({name: value})),
     ):
         loss = module.training_step(batch, 0)
-    [((video, masked), features)] = given
+    (video,), (features,) = given, said
+    assert module.last_masked is not None
+    masked = module.last_masked
     losses = {f"loss_{term}": logged.get(f"train/loss_{term}", torch.zeros(())) for term in _terms(engine)}
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), case.config["clip"])
