@@ -8,7 +8,7 @@ from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage1 import Stage1Student
 from ivt2.nn.aligning import AligningDecoders
-from ivt2.ops.masking import random_masking
+from ivt2.ops.masking import random_masking, visible_indices
 
 
 def make(mae=True, clip_taps=(1, 3), mae_taps=(0, 1, 2)):
@@ -57,6 +57,29 @@ def test_each_branch_decodes_the_streams_of_its_taps(ratio):
         expected = decoders(encoded.intermediates, encoded.pooled, masked=masked)
         torch.testing.assert_close(streams, expected.middle)
     torch.testing.assert_close(features.clip_final, student.clip_decoders.final(encoded.pooled))
+
+
+def test_positions_of_visible_patches_stand_for_the_mask():
+    student, video, masked = make(), clips(), random_masking(torch.rand(2, 16), 0.75)
+    visible = visible_indices(masked, 4)
+    for shown, hidden in zip(student(video, visible=visible), student(video, masked), strict=True):
+        assert torch.equal(shown, hidden)
+    taps = student.encoder(video, visible=visible, taps=(1,)).intermediates
+    assert torch.equal(taps, student.encoder(video, masked, taps=(1,)).intermediates)
+
+
+def test_layers_for_the_loss_have_the_directions_of_the_features():
+    student, video, masked = make(), clips(), random_masking(torch.rand(2, 16), 0.75)
+    features, layers = student(video, masked), student.decode(video, masked)
+    for unit, raw in (
+        (features.clip_middle, torch.stack(layers.clip_middle)),
+        (features.clip_final, layers.clip_final),
+        (features.mae, torch.stack(layers.mae)),
+    ):
+        torch.testing.assert_close(nn.functional.normalize(raw, dim=-1), unit)
+        assert not torch.allclose(raw.norm(dim=-1), torch.ones(()))
+    alone = make(mae=False).decode(video, masked)
+    assert alone.mae is None
 
 
 def test_distillation_has_one_branch():

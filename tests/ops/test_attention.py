@@ -196,3 +196,15 @@ def test_on_gpu_equals_the_loop(backend):
     inputs = make(torch.bfloat16)
     out = attention(*(each.cuda() for each in inputs), backend=backend)
     torch.testing.assert_close(out.double().cpu(), loop(*inputs), atol=2e-2, rtol=2e-2)
+
+
+def test_a_cpu_that_learns_in_half_precision_takes_plain_products():
+    q = torch.zeros(1, 1, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert select_backend(q.requires_grad_()) == "eager"
+        assert select_backend(q, backend="sdpa") == "sdpa"
+        with torch.no_grad():
+            assert select_backend(q) == "sdpa"
+    assert select_backend(q) == "sdpa"
+    assert select_backend(q.bfloat16()) == "eager"
+    assert select_backend(q.detach().bfloat16()) == "sdpa"

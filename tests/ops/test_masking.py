@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from ivt2.errors import InputError
-from ivt2.ops.masking import attention_masking, gather_tokens, random_masking, tube_masking, visible_indices
+from ivt2.ops.masking import (
+    attention_masking,
+    gather_rows,
+    gather_tokens,
+    num_visible,
+    random_masking,
+    tube_masking,
+    visible_indices,
+)
 from ivt2.ops.random import uniform
 
 
@@ -126,3 +134,21 @@ def test_ragged_or_full_mask_is_refused(rows):
     """The first would even reshape: four visible patches in all, but not two in each row."""
     with pytest.raises(ValueError, match="same number of patches and at least one"):
         visible_indices(torch.tensor(rows, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.8, 0.99])
+def test_number_of_visible_patches_is_known_before_the_mask(ratio):
+    noise = torch.rand(3, 50)
+    for masked, shown in (
+        (random_masking(noise, ratio), num_visible(50, ratio)),
+        (tube_masking(noise, ratio, 4), 4 * num_visible(50, ratio)),
+        (attention_masking(noise.view(3, 5, 10), noise.view(3, 5, 10) + 0.1, ratio), 5 * num_visible(10, ratio)),
+    ):
+        assert set((~masked).sum(dim=1).tolist()) == {shown}
+        assert torch.equal(visible_indices(masked, shown), visible_indices(masked))
+
+
+def test_rows_of_a_shared_table_are_those_of_its_copies():
+    table, index = torch.randn(1, 6, 3), torch.tensor([[0, 4], [2, 5]])
+    assert torch.equal(gather_rows(table, index), gather_tokens(table.expand(2, -1, -1), index))
+    assert gather_rows(table, None) is table
