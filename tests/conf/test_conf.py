@@ -17,13 +17,15 @@ from ivt2.cli.train_config import TrainConfig
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 ROOTS = sorted(file.stem for file in CONF.glob("*.yaml"))
-NOT_COMPONENTS = {"experiment", "hydra", "sweep", "debug", "local", "paths", "source", "data"}
+NOT_COMPONENTS = {"experiment", "hydra", "sweep", "debug", "local", "paths", "source", "suite"}
 
 
+@cache
 def choices(group):
     return sorted(str(file.relative_to(CONF / group).with_suffix("")) for file in (CONF / group).rglob("*.yaml"))
 
 
+@cache
 def defaults(root="train"):
     listed = yaml.safe_load((CONF / f"{root}.yaml").read_text())["defaults"]
     return {group: choice for item in listed if isinstance(item, dict) for group, choice in item.items()}
@@ -34,6 +36,13 @@ def composed(*overrides, root="train"):
         return compose(root, overrides=list(overrides))
 
 
+@cache
+def experiment_config(experiment):
+    """To be copied before it is changed."""
+    return composed(f"experiment={experiment}")
+
+
+@cache
 def base():
     """Something in every group that ``train.yaml`` leaves to the experiment."""
     open_groups = [group for group, choice in defaults().items() if choice is None and choices(group)]
@@ -84,7 +93,7 @@ def test_every_preset_fits_the_default_experiment(choice):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_binds_and_builds_on_the_meta_device(experiment):
-    cfg = composed(f"experiment={experiment}")
+    cfg = experiment_config(experiment).copy()
     validate(cfg, TrainConfig)
     with torch.device("meta"):
         module = instantiate(cfg.module, _convert_="all")
@@ -99,7 +108,7 @@ def test_every_experiment_says_what_it_is(experiment):
     header = [line for line in lines if line.startswith("#")]
     assert lines[0] == "# @package _global_"
     assert any(f"experiment={experiment}" in line for line in header), "the header gives the command"
-    assert composed(f"experiment={experiment}").name == experiment
+    assert experiment_config(experiment).name == experiment
 
 
 @pytest.mark.parametrize("root", ROOTS)

@@ -14,7 +14,6 @@ from ivt2.models.published import video_encoder
 from ivt2.nn.drop_path import DropPath
 from ivt2.ops.masking import random_masking
 from ivt2.ops.position import average_frames, sincos_1d, sincos_2d, sincos_3d
-from tests.programs import warm_python
 
 TINY = {
     "image_size": 8, "patch_size": 4, "num_frames": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0,
@@ -421,7 +420,7 @@ def test_sharded_over_two_processes_equals_one():
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [warm_python(), "-c", SHARD],
+            [sys.executable, "-c", SHARD],
             env=shared | {"RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
