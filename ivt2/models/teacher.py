@@ -19,6 +19,7 @@ from ivt2.models.videomae import VideoMAE
 from ivt2.nn.float8 import multiplies_float8, quantise
 from ivt2.ops.masking import gather_tokens, visible_indices
 from ivt2.ops.pixels import normalize_pixels
+from ivt2.ops.whitening import whiten
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,6 +59,10 @@ class TeacherFeatures(NamedTuple):
         prefix, patches = self.middle[:, :, :num_prefix], self.middle[:, :, num_prefix:]
         shown = torch.stack([gather_tokens(layer, index) for layer in patches])
         return self._replace(middle=torch.cat([prefix, shown], dim=2))
+
+    def whitened(self) -> "TeacherFeatures":
+        """The same with tokens that spread equally in every direction, each layer by itself; see ``ops.whitening``."""
+        return self._replace(middle=torch.stack([whiten(layer) for layer in self.middle]))
 
     def normalized(self) -> "TeacherFeatures":
         """The same as unit vectors, in single precision or better: half precision would bend them."""

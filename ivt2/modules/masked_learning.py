@@ -50,6 +50,7 @@ class MaskedLearning(LightningModule, ABC):
         masking: See :class:`MaskedTargets`.
         mask_ratio: See :class:`MaskedTargets`.
         masks_per_clip: See :class:`MaskedTargets`; the loss is the mean over all masks.
+        whiten: See :class:`MaskedTargets`.
 
     Raises:
         InputError: Besides those of :class:`MaskedTargets`: unknown or negative weight, or students that do not decode
@@ -67,6 +68,7 @@ class MaskedLearning(LightningModule, ABC):
         masking: Masking,
         mask_ratio: float,
         masks_per_clip: int,
+        whiten: Collection[Role] = (),
     ) -> None:
         super().__init__()
         if set(weights) - set(TERMS) or any(weight < 0 for weight in weights.values()):
@@ -80,6 +82,7 @@ class MaskedLearning(LightningModule, ABC):
             masking=masking,
             mask_ratio=mask_ratio,
             masks_per_clip=masks_per_clip,
+            whiten=whiten,
         )
         if not self.weights:
             raise InputError(f"weights={dict(weights)}: no term of a given teacher has a weight above 0: raise one")

@@ -7,7 +7,7 @@ Letters: B clips, V masks of each clip, F frames of a clip in the batch, T those
 the student cuts it, Nv visible ones. Rows of V * B stand view after view.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -68,6 +68,8 @@ class MaskedTargets:
             patches in every frame, ``random`` any in the clip.
         mask_ratio: Share of hidden patches in [0, 1).
         masks_per_clip: Number V of masks of each clip; the teachers are asked once.
+        whiten: Teachers whose tokens are whitened over the global batch. Where most of a token is the same in all, as
+            in small teachers that were trained on little, the cosine says hardly anything of the rest.
 
     Raises:
         InputError: No teacher, a teacher that cuts clips into other patches than the student, attention masks without
@@ -84,6 +86,7 @@ class MaskedTargets:
         masking: Masking,
         mask_ratio: float,
         masks_per_clip: int,
+        whiten: Collection[Role] = (),
     ) -> None:
         check_mask_ratio(mask_ratio)
         if masks_per_clip < 1:
@@ -94,7 +97,10 @@ class MaskedTargets:
             raise InputError(
                 "masking=attention needs a clip_teacher that has attention: give one, or use masking=tube or random"
             )
+        if set(whiten) - set(teachers):
+            raise InputError(f"whiten={list(whiten)}: name some of the teachers that are asked, {', '.join(teachers)}")
         self._teachers = dict(teachers)
+        self._whiten = frozenset(whiten)
         self._masking, self._mask_ratio, self._masks_per_clip = masking, mask_ratio, masks_per_clip
         self._grid_frames, self._patches = encoder.grid_frames, encoder.num_patches_per_frame
         self._longest = max(encoder.tubelet_size, *(each.encoder.tubelet_size for each in teachers.values()))
@@ -142,7 +148,7 @@ class MaskedTargets:
                 f"clips have {video.shape[1]} frames, student and teachers need {self.num_frames}: set the "
                 f"datamodule's num_frames={self.num_frames}"
             )
-        said = {role: self._ask(teacher, video) for role, teacher in self._teachers.items()}
+        said = {role: self._ask(role, video) for role in self._teachers}
         attention = said["clip"].attention if self._masking == "attention" else None
         masked = self._draw(seed, attention)
         shown = self._num_visible(attention)
@@ -163,11 +169,13 @@ class MaskedTargets:
             raise InputError(f"{name}: tubelets of {tubelet_size} frames do not divide those of {self._longest} frames")
         return self._longest // tubelet_size
 
-    def _ask(self, teacher: Teacher, video: Tensor) -> TeacherFeatures:
+    def _ask(self, role: Role, video: Tensor) -> TeacherFeatures:
         """Not normalised: most tokens are about to be dropped."""
+        teacher = self._teachers[role]
         frames = video[:, :: self._longest // teacher.encoder.tubelet_size]
         with torch.autocast(video.device.type, enabled=False):
-            return teacher.unnormalized(frames)
+            features = teacher.unnormalized(frames)
+            return features.whitened() if role in self._whiten else features
 
     def _draw(self, seed: Tensor, attention: Tensor | None) -> Bool[Tensor, "V B N"]:
         num_patches = self._grid_frames * self._patches

@@ -1,6 +1,6 @@
 """Stage 1: masked pre-training with two frozen teachers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -26,6 +26,7 @@ class Stage1Module(MaskedLearning):
         masking: ``attention``, ``tube`` or ``random``.
         mask_ratio: Share of hidden patches in [0, 1).
         masks_per_clip: Masks of each clip; the teachers, who cost most of a step, are asked once for all of them.
+        whiten: Teachers, of ``clip`` and ``mae``, whose tokens are whitened; the paper does so with none.
 
     Raises:
         InputError: See :class:`MaskedLearning`.
@@ -45,6 +46,7 @@ class Stage1Module(MaskedLearning):
         masking: Masking = "attention",
         mask_ratio: float = 0.8,
         masks_per_clip: int = 1,
+        whiten: Collection[Role] = (),
     ) -> None:
         given: dict[Role, Teacher | None] = {"clip": clip_teacher, "mae": mae_teacher}
         teachers = {role: teacher for role, teacher in given.items() if teacher is not None}
@@ -59,6 +61,7 @@ class Stage1Module(MaskedLearning):
             masking=masking,
             mask_ratio=mask_ratio,
             masks_per_clip=masks_per_clip,
+            whiten=whiten,
         )
         self.student = student
 

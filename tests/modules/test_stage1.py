@@ -11,8 +11,9 @@ from ivt2.errors import InputError
 from ivt2.models.stage1 import Branch
 from ivt2.modules.masked_targets import Stream
 from ivt2.modules.stage2 import Stream as Stage2Stream
-from ivt2.ops.masking import attention_masking, random_masking, tube_masking
+from ivt2.ops.masking import attention_masking, gather_tokens, random_masking, tube_masking
 from ivt2.ops.random import uniform
+from ivt2.ops.whitening import whiten
 from tests.modules.masked_case import (
     CLIP,
     MAE,
@@ -221,6 +222,18 @@ def test_views_of_a_clip_share_one_pass_of_the_teachers(monkeypatch):
     assert torch.equal(plain.last_masked, masks[0])
 
 
+def test_tokens_of_a_teacher_are_whitened_on_request_and_nothing_else_changes():
+    plain, whitened = stage1(), stage1(whiten=["mae"])
+    data = batch()
+    before, after = (module.targets(data["video"], data["seed"]) for module in (plain, whitened))
+    assert torch.equal(after.masked, before.masked)
+    assert torch.equal(after.said["clip"].middle, before.said["clip"].middle)
+    layers = teacher_of_tubelets().unnormalized(data["video"]).middle
+    for found, layer in zip(after.said["mae"].middle, layers, strict=True):
+        wanted = gather_tokens(whiten(layer.float()), after.visible)
+        torch.testing.assert_close(found, normalize(wanted, dim=-1))
+
+
 def test_weights_multiply_and_terms_without_weight_are_not_computed():
     _, each = step(stage1(), batch())
     module = stage1(weights={"clip_middle": 0.5, "mae": 0.0})
@@ -363,6 +376,7 @@ NO_NORM.clip_decoders.decoders[0].normalize = False
     [
         ({"clip_teacher": None, "mae_teacher": None}, "no teacher: set module.clip_teacher"),
         ({"clip_teacher": None}, "masking=attention needs a clip_teacher"),
+        ({"mae_teacher": None, "whiten": ["mae"]}, r"whiten=\['mae'\]: name some of the teachers that are asked, clip"),
         ({"clip_teacher": teacher_of_tubelets()}, "masking=attention needs a clip_teacher that has attention"),
         ({"weights": {}, "masking": "tube"}, "no teacher is left"),
         ({"weights": {"clip_final": 0.0}}, "no term of a given teacher"),
