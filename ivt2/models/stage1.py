@@ -166,19 +166,18 @@ class Stage1Student(nn.Module):
         return said
 
     def encode_video(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> Float[Tensor, "B D"]:
-        """Pooled vector of whole clips and, beside it, the mean of the last block's patch tokens, before any decoder.
+        """Mean of the last block's patch tokens of whole clips, before any decoder: what a probe is given.
 
-        ``D = pooled_dim + embed_dim``. A teacher of single frames trains the pooled vector towards a mean over the
-        frames, in which no motion can be seen; what the other teacher says about motion stands in the tokens.
+        All teachers train the tokens. The pooled vector, which the first one alone trains, is a mean over frames in
+        which no motion can be seen.
 
         Args:
             video: RGB pixels, uint8 or already normalised.
 
-        Source: CLS token and mean patch token of one block side by side are what linear classifiers are given in
-            Oquab et al., "DINOv2" (arXiv:2304.07193).
+        Source: linear classifiers of masked autoencoders are given the mean token, He et al. (arXiv:2111.06377).
         """
-        encoded = self.encoder(video)
-        return torch.cat([encoded.pooled, encoded.tokens[:, 1:].mean(dim=1)], dim=1)
+        tokens: Tensor = self.encoder(video).tokens
+        return tokens[:, 1:].mean(dim=1)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ over aligned layers, clips and visible tokens, as in section 3.1 of arXiv:2403.1
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class MaskedLearning(LightningModule, ABC):
         masking: Masking,
         mask_ratio: float,
         masks_per_clip: int,
-        whiten: Collection[Role] = (),
+        whiten: Sequence[Role] = (),
     ) -> None:
         super().__init__()
         if set(weights) - set(TERMS) or any(weight < 0 for weight in weights.values()):
@@ -137,7 +137,7 @@ class MaskedLearning(LightningModule, ABC):
     def encode(
         self, video: UInt8[Tensor, "B T C H W"] | Float[Tensor, "B T C H W"], student: str | None = None
     ) -> Float[Tensor, "B D"]:
-        """Pooled vectors and mean tokens of whole clips in evaluation mode; the mode is as before afterwards.
+        """Mean tokens of whole clips in evaluation mode; the mode is as before afterwards.
 
         What a probe sees, the same before the first step and after the last: :meth:`Stage1Student.encode_video`.
 

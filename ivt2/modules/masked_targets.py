@@ -7,7 +7,7 @@ Letters: B clips, V masks of each clip, F frames of a clip in the batch, T those
 the student cuts it, Nv visible ones. Rows of V * B stand view after view.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -86,7 +86,7 @@ class MaskedTargets:
         masking: Masking,
         mask_ratio: float,
         masks_per_clip: int,
-        whiten: Collection[Role] = (),
+        whiten: Sequence[Role] = (),
     ) -> None:
         check_mask_ratio(mask_ratio)
         if masks_per_clip < 1:

@@ -1,6 +1,6 @@
 """Stage 1: masked pre-training with two frozen teachers."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -46,7 +46,7 @@ class Stage1Module(MaskedLearning):
         masking: Masking = "attention",
         mask_ratio: float = 0.8,
         masks_per_clip: int = 1,
-        whiten: Collection[Role] = (),
+        whiten: Sequence[Role] = (),
     ) -> None:
         given: dict[Role, Teacher | None] = {"clip": clip_teacher, "mae": mae_teacher}
         teachers = {role: teacher for role, teacher in given.items() if teacher is not None}

@@ -34,5 +34,5 @@ def whiten(x: Float[Tensor, "*batch D"], *, eps: float = 1e-4) -> Float[Tensor, 
     variance, directions = torch.linalg.eigh(moments[1:, 1:] - torch.outer(mean, mean))
     floor = (eps * variance[-1]).clamp_min(torch.finfo(torch.float32).tiny)
     scale = (variance.clamp_min(0.0) + floor).rsqrt()
-    whitened = (rows - mean) @ (directions * scale) @ directions.T
+    whitened: Tensor = (rows - mean) @ (directions * scale) @ directions.T
     return whitened.float().view(x.shape)
