@@ -43,8 +43,9 @@ OnProgress = Callable[[str, int, int], None]
 
 @runtime_checkable
 class _HasPixelStatistics(Protocol):
-    """An encoder that normalises pixels."""
+    """An encoder that normalises pixels; its patch embedding, which does it for the encoder, knows no size."""
 
+    image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

@@ -5,7 +5,7 @@
 Every random choice about a sample is a hash of its seed, so it does not depend on ranks, workers or what ran before.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import Self
 
 from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule, Vocabulary
 from ivt2.errors import InputError
@@ -28,6 +29,7 @@ from ivt2.ops.distributed import all_gather, global_mean
 from ivt2.ops.masking import check_mask_ratio, random_masking, tube_masking
 from ivt2.ops.random import uniform
 from ivt2.ops.sharding import shard
+from ivt2.optim.freezing import Frozen
 from ivt2.optim.parameter_groups import parameter_groups
 
 
@@ -69,9 +71,11 @@ class Stage2Module(LightningModule):
             this rank, as in the reference. A size that divides every rank's batch makes training independent of ranks.
         reference_gradient_scale: scale the contrastive gradient by one over the number of ranks, as the reference does.
         rerank_top_k: candidates of each query that the matching head scores again; 0 leaves re-ranking out.
+        frozen: names of parts of ``model`` that do not learn and are held in evaluation mode: ``vision_encoder``.
+        trained: names of parts below those that learn all the same: ``vision_encoder.clip_projector``.
 
     Raises:
-        InputError: unknown term, or mask ratio out of range.
+        InputError: unknown term or part, or mask ratio out of range.
     """
 
     def __init__(
@@ -87,6 +91,8 @@ class Stage2Module(LightningModule):
         negatives_group: int | None = None,
         reference_gradient_scale: bool = False,
         rerank_top_k: int = 128,
+        frozen: Sequence[str] = (),
+        trained: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._losses = {"vtc": self._contrastive, "vtm": self._matching, "mlm": self._masked_lm}
@@ -95,6 +101,7 @@ class Stage2Module(LightningModule):
         for ratio in mask_ratio.values():
             check_mask_ratio(ratio)
         self.model = model
+        self._frozen = Frozen(model, frozen, trained)
         self.optimizer = optimizer
         self.schedule = schedule
         self.terms = {term: weight for term, weight in terms.items() if weight}
@@ -135,6 +142,19 @@ class Stage2Module(LightningModule):
                 units=self.model.sharding_units(),
                 methods=self.model.ENTRY_POINTS,
             )
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the frozen parts, which stay in evaluation mode."""
+        super().train(mode)
+        self._frozen.eval_mode()
+        return self
+
+    def on_train_start(self) -> None:
+        """Hold the frozen parts still: Lightning starts with the modes it finds, and returns to them after validation.
+
+        Not before, since it warns of parts that it finds in evaluation mode.
+        """
+        self._frozen.eval_mode()
 
     def on_train_batch_start(self, batch: MediaTextBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Keep the temperature in range."""
