@@ -1,1 +1,1 @@
-"""Losses as pure functions: no collectives, no configuration."""
+"""Losses as functions without configuration; `contrastive_local` and `sigmoid` alone talk to other ranks."""

@@ -116,6 +116,6 @@ class _PairwiseSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *(None if saved is None else saved * grad for saved in ctx.saved_tensors), None, None, None, None
