@@ -143,7 +143,7 @@ class Stage2Module(LightningModule):
                 methods=self.model.ENTRY_POINTS,
             )
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Set the mode of all but the frozen parts, which stay in evaluation mode."""
         super().train(mode)
         self._frozen.eval_mode()

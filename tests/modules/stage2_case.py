@@ -16,21 +16,27 @@ VOCABULARY = Vocabulary(size=120, pad_id=0, unk_id=100, cls_id=101, sep_id=102, 
 TERMS = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0}
 
 
-def make(num_frames=2, **options):
-    """Module with weights large enough that its features differ; `logged` holds what a step logs."""
+def make_model(drop=0.0):
+    """Network with weights large enough that its features differ; `drop` is the rate of all that drops."""
     torch.manual_seed(0)
     vision = InternVideo2(
-        image_size=8, patch_size=4, num_frames=num_frames, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0,
-        layer_scale_init=1.0, pool_num_heads=2, pooled_dim=12,
+        image_size=8, patch_size=4, num_frames=2, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0,
+        layer_scale_init=1.0, pool_num_heads=2, pooled_dim=12, drop_path=drop,
     )  # fmt: skip
     text = Bert(
         vocab_size=120, embed_dim=16, depth=2, num_heads=2, mlp_dim=32, max_positions=10, fusion_layer=1,
-        encoder_width=16, dropout=0.0, attention_dropout=0.0,
+        encoder_width=16, dropout=drop, attention_dropout=drop,
     )  # fmt: skip
     model = Stage2Model(vision, text, contrastive_dim=6)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "pos_embed" not in name:
             torch.nn.init.normal_(parameter, std=0.25)
+    return model
+
+
+def make(model=None, **options):
+    """Module around a network; `logged` holds what a step logs."""
+    model = make_model() if model is None else model
     defaults = {
         "optimizer": partial(torch.optim.AdamW, lr=3e-3),
         "schedule": partial(warmup_cosine, warmup_steps=0),
