@@ -13,11 +13,10 @@ from ivt2.losses.sigmoid import sigmoid_loss
 SIZES = {4: {"even": (2, 2, 2, 2), "uneven": (3, 0, 1, 4)}, 2: {"even": (4, 4), "uneven": (0, 5)}}
 IDS = {"none": None, "some": [4, 9, 4, 1, 2, 9, 6, 4], "all": [3] * 8}
 FORMS = ("softmax", "sigmoid")
-CHUNKS = (None, 2)
+CHUNKS = {"even": None, "uneven": 2}
 CASES = {
-    f"{form}/{world}/{sizes}/{ids}/{chunk}": (form, world, sizes, ids, chunk)
-    for world in SIZES
-    for form, sizes, ids, chunk in product(FORMS, SIZES[world], IDS, CHUNKS)
+    f"{form}/{world}/{sizes}/{ids}": (form, world, sizes, ids)
+    for form, world, sizes, ids in product(FORMS, SIZES, CHUNKS, IDS)
 }
 
 
@@ -31,7 +30,8 @@ def leaves(num):
 
 def share(case, rank):
     """Loss and gradients of one rank."""
-    form, world, sizes, ids, chunk = case
+    form, world, sizes, ids = case
+    chunk = CHUNKS[sizes]
     bounds = [sum(SIZES[world][sizes][:number]) for number in range(world + 1)]
     rows = slice(bounds[rank], bounds[rank + 1])
     visual, text, temperature, bias = leaves(bounds[-1])

@@ -90,7 +90,7 @@ def test_frozen_text_gets_no_gradient():
 @pytest.mark.dist
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_average_to_the_global_loss_and_its_gradient(ranks, name):
-    form, world, sizes, ids, _ = CASES[name]
+    form, world, sizes, ids = CASES[name]
     num = sum(SIZES[world][sizes])
     visual, text, temperature, bias = leaves(num)
     identities = torch.arange(num) if IDS[ids] is None else torch.tensor(IDS[ids])[:num]
