@@ -27,7 +27,7 @@ def _check_model(case: Case, name: str, config: dict) -> set[str]:
     loss.backward()
 
     results = {
-        "patch_embed": encoder.patch_embed(video),
+        "patch_embed": encoder.patch_embed(video).unflatten(1, (encoder.grid_frames, -1)),
         "block0": encoded.intermediates[0],
         "pre_pool_tokens": encoded.tokens,
         "pooled": encoded.pooled,
