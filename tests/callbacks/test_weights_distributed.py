@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     }
     command = [sys.executable, SCRIPT, folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr
     return folder
 
 
