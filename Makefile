@@ -14,6 +14,7 @@ STAMP := $(VENV)/.built-from-$(shell cat pyproject.toml constraints.txt | cksum 
 # Tiny tensors gain nothing from many threads, and never from more than there are cores.
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 export OMP_NUM_THREADS ?= $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
+JOBS ?= $(shell [ $(CORES) -lt 8 ] && echo $(CORES) || echo 8)
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
@@ -40,8 +41,9 @@ chain: env  ## stage 1 from nothing on a CPU: train two tiny teachers, then thei
 	for name in $(CHAIN); do $(BIN)/python train.py experiment=$$name || exit; done
 	@$(BIN)/python -m ivt2.cli.report run_dir=outputs/stage1_tiny
 
-test: env lint  ## lint, and every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+# A file of tests stays together, for its fixtures' sake; each process has a core, hence one thread.
+test: env lint  ## lint, and every test that needs no GPU, side by side (JOBS=1: one after another)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --numprocesses=$(JOBS) --dist=loadfile
 
 lint: env  ## ruff, formatting, types, import contracts
 	$(BIN)/ruff check .

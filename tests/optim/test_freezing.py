@@ -70,7 +70,7 @@ HEAD = {"head.0.weight", "head.0.bias"}
         (["left.head.0", "left"], ["left.head"], set(), {"", "head", "head.1"}),
         (["left", "left.head"], ["left.head.0"], HEAD, {"", "head", "head.0"}),
     ],
-    ids=str,
+    ids=lambda value: "-".join(sorted(value)),
 )
 def test_what_learns_and_what_is_held_still(towers, frozen, trained, parameters, modules):
     held = Frozen(towers, frozen, trained)
