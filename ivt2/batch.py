@@ -115,3 +115,7 @@ class TextDataModule(Protocol):
     vocabulary: Vocabulary
     media: Mapping[str, Medium]
     """What the sources of the stage hold, by their place in the configuration, such as ``train.webvid``."""
+
+    @property
+    def caption_kinds(self) -> Mapping[str, tuple[str, ...]]:
+        """Kinds of captions that stand in ``texts`` of batches of each training source, by the same places."""

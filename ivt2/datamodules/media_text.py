@@ -116,6 +116,11 @@ class MediaTextDataModule(ShardDataModule[MediaSource]):
         self.train_captions = train_captions
         self.eval_captions = eval_captions
 
+    @property
+    def caption_kinds(self) -> dict[str, tuple[str, ...]]:
+        """Kinds of captions that stand in ``texts`` of batches of each training source, by ``train.<name>``."""
+        return {f"train.{name}": tuple(source.caption_kinds) for name, source in self.sources["train"].items()}
+
     @override
     def val_dataloader(self) -> list[EvalLoader[RetrievalBatch]]:
         """Return one loader for each validation set."""
