@@ -64,6 +64,7 @@ def retrieval_metrics(
     targets: Int64[Tensor, "M"] | Bool[Tensor, "V M"],
     *,
     scores_t2v: Float[Tensor, "M V"] | None = None,
+    view: str = "v",
 ) -> dict[str, float]:
     """Recall at 1, 5, 10 and median rank, both ways.
 
@@ -71,17 +72,19 @@ def retrieval_metrics(
         scores_v2t: clips as queries. A clip is found when any of its captions is.
         targets: row number of the clip of each caption; or, where captions describe several clips, the whole relation.
         scores_t2v: captions as queries; the transpose of ``scores_v2t`` unless given.
+        view: what of the clips was compared: ``v`` pictures, ``a`` sound, ``av`` both; stands in the names.
 
     Returns:
         ``v2t_r1``, ``v2t_r5``, ``v2t_r10`` and their mean ``v2t_r_mean`` in percent, ``v2t_median_rank`` (1 is best),
-        the same for ``t2v``, and ``r_mean``, the mean of the two means.
+        the same for ``t2v``, and ``r_mean``, the mean of the two means. Of another view ``av2t_r1`` and so on, and
+        ``r_mean_av``.
 
     Source: reference ``itm_eval``, which rounds to two decimals.
     """
     relation = targets if targets.dtype == torch.bool else retrieval_targets(targets, len(scores_v2t))
     directions = {
-        "v2t": (scores_v2t, relation),
-        "t2v": (scores_v2t.T if scores_t2v is None else scores_t2v, relation.T),
+        f"{view}2t": (scores_v2t, relation),
+        f"t2{view}": (scores_v2t.T if scores_t2v is None else scores_t2v, relation.T),
     }
     metrics: dict[str, float] = {}
     for name, (scores, correct) in directions.items():
@@ -90,7 +93,8 @@ def retrieval_metrics(
         metrics |= recalls
         metrics[f"{name}_r_mean"] = sum(recalls.values()) / len(recalls)
         metrics[f"{name}_median_rank"] = _median(found)
-    metrics["r_mean"] = (metrics["v2t_r_mean"] + metrics["t2v_r_mean"]) / 2
+    both = "r_mean" if view == "v" else f"r_mean_{view}"
+    metrics[both] = sum(metrics[f"{name}_r_mean"] for name in directions) / 2
     return metrics
 
 
@@ -100,12 +104,13 @@ def _median(values: Tensor) -> float:
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]).item() / 2
 
 
-def dual_softmax_metrics(similarity: Float[Tensor, "V M"], targets: Tensor) -> dict[str, float]:
+def dual_softmax_metrics(similarity: Float[Tensor, "V M"], targets: Tensor, *, view: str = "v") -> dict[str, float]:
     """`retrieval_metrics` of the dual-softmax scores: the queries of each direction compete with each other.
 
     Every query's score then depends on all other queries, so numbers compare only with others of this protocol.
     """
-    return retrieval_metrics(dual_softmax(similarity, dim=0), targets, scores_t2v=dual_softmax(similarity.T, dim=0))
+    scores_t2v = dual_softmax(similarity.T, dim=0)
+    return retrieval_metrics(dual_softmax(similarity, dim=0), targets, scores_t2v=scores_t2v, view=view)
 
 
 def average_prompts(scores: Float[Tensor, "V M"], num_prompts: int) -> Float[Tensor, "V classes"]:
@@ -207,6 +212,7 @@ class RetrievalResult:
         clip_of_caption: row number of the clip of each caption.
         index: position in the evaluation set of each row; has gaps where clips could not be used.
         metrics: by protocol: ``raw``, ``dual_softmax``, and ``reranked`` where `add_reranked` was called.
+        view: what of the clips was compared: ``v`` pictures, ``a`` sound, ``av`` both.
     """
 
     def __init__(
@@ -215,15 +221,24 @@ class RetrievalResult:
         clip_of_caption: Int64[Tensor, "M"],
         index: Int64[Tensor, "V"],
         metrics: dict[str, dict[str, float]],
+        view: str = "v",
     ) -> None:
         self.similarity = similarity
         self.clip_of_caption = clip_of_caption
         self.index = index
         self.metrics = metrics
+        self.view = view
 
     def add_reranked(self, scores_v2t: Float[Tensor, "V M"], scores_t2v: Float[Tensor, "M V"]) -> None:
         """Put the metrics of what `rerank` returned under ``reranked``."""
-        self.metrics["reranked"] = retrieval_metrics(scores_v2t, self.clip_of_caption, scores_t2v=scores_t2v)
+        self.metrics["reranked"] = retrieval_metrics(
+            scores_v2t, self.clip_of_caption, scores_t2v=scores_t2v, view=self.view
+        )
+
+    def add_view(self, other: "RetrievalResult") -> None:
+        """Put the metrics of another view of the same clips beside these; similarities stay those of this view."""
+        for protocol, metrics in other.metrics.items():
+            self.metrics.setdefault(protocol, {}).update(metrics)
 
 
 class RetrievalMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read by mypy
@@ -234,6 +249,7 @@ class RetrievalMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read
 
     Args:
         chunk: clips compared with all captions at a time.
+        view: what of the clips is compared: ``v`` pictures, ``a`` sound, ``av`` both.
     """
 
     full_state_update = False
@@ -246,10 +262,11 @@ class RetrievalMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read
     clip_of_caption: list[Tensor]
     caption_of_clip: list[Tensor]
 
-    def __init__(self, *, chunk: int = 1024) -> None:
+    def __init__(self, *, chunk: int = 1024, view: str = "v") -> None:
         # torchmetrics cannot gather from a rank without data, nor CPU tensors over NCCL: `compute` gathers.
         super().__init__(sync_on_compute=False)
         self.chunk = chunk
+        self.view = view
         for name in ("visual", "index", "text", "clip_of_caption", "caption_of_clip"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -294,10 +311,10 @@ class RetrievalMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read
             raise InputError(f"retrieval: a caption belongs to clip {int(missing[0])}, which was not given; give both")
         similarity = chunked_similarity(visual[rows], text[text_rows], self.chunk)
         metrics = {
-            "raw": retrieval_metrics(similarity, clip_of_caption),
-            "dual_softmax": dual_softmax_metrics(similarity, clip_of_caption),
+            "raw": retrieval_metrics(similarity, clip_of_caption, view=self.view),
+            "dual_softmax": dual_softmax_metrics(similarity, clip_of_caption, view=self.view),
         }
-        return RetrievalResult(similarity, clip_of_caption, index, metrics)
+        return RetrievalResult(similarity, clip_of_caption, index, metrics, self.view)
 
     @staticmethod
     def caption_rows(clip_of_caption: Int64[Tensor, "N"], caption_of_clip: Int64[Tensor, "N"]) -> Int64[Tensor, "M"]:

@@ -1,6 +1,11 @@
-"""Retrieval of one dataset, from encoded batches to re-ranked results; features and tokens wait in main memory."""
+"""Retrieval of one dataset, from encoded batches to re-ranked results; features and tokens wait in main memory.
 
-from collections.abc import Callable
+A view is what of the clips captions are compared with, named by the letters of the encoders that it needs: ``v`` the
+pictures, ``a`` the sound, ``av`` both.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -9,75 +14,101 @@ from torch import Tensor
 from ivt2.metrics.retrieval import RetrievalMetric, RetrievalResult, rerank
 from ivt2.ops.distributed import all_gather, gather_objects, rank_and_world
 
-Match = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits [P, 2] of (no match, match) of text tokens [P, L, D], their validity [P, L] and vision tokens [P, N, D_v]."""
+Match = Callable[..., Tensor]
+"""Logits [P, 2] of (no match, match) of text tokens [P, L, D], their validity [P, L] and, for each letter of the view,
+tokens of that encoder [P, N, F]."""
+
+
+class RetrievalFeatures(NamedTuple):
+    """A batch of an evaluation, encoded: B clips with their M captions."""
+
+    clips: Mapping[str, Float[Tensor, "B E"]]
+    """By view: features of the clips in the space shared with text."""
+    tokens: Mapping[str, Float[Tensor, "B _ F"]]
+    """By encoder (``v``, ``a``): what the fusion layers look at."""
+    textual: Float[Tensor, "M E"]
+    """Features of the captions in the shared space."""
+    text_tokens: Float[Tensor, "M L D"]
+    """What the fusion layers start from; a batch may have fewer tokens than another. Not read where no head matches."""
+    valid: Bool[Tensor, "M L"]
+    """True where a text token is real."""
 
 
 class RetrievalEvaluation:
-    """Collects what an evaluation encodes, then ranks by cosine and, among the best, by a matching head.
+    """Collects what an evaluation encodes, then ranks by cosine and, among the best, by matching heads.
 
-    Clips' tokens, which are large, stay on the rank that encoded them, and that rank scores the pairs of its clips;
-    captions' tokens are gathered.
+    Clips' tokens, which are large, stay on the rank that encoded them, once whatever number of views looks at them, and
+    that rank scores the pairs of its clips; captions' tokens are gathered.
+
+    Args:
+        views: what the captions are compared with; the similarities of the result are those of the last one.
+        matched: those that a matching head scores again. Tokens are kept for them alone.
     """
 
-    def __init__(self) -> None:
-        self.metric = RetrievalMetric()
-        self._vision_tokens: list[Tensor] = []
+    def __init__(self, views: Sequence[str] = ("v",), *, matched: Sequence[str] = ("v",)) -> None:
+        self.metrics = {view: RetrievalMetric(view=view) for view in views}
+        self.matched = [view for view in views if view in matched]
+        self._tokens: dict[str, list[Tensor]] = {letter: [] for view in self.matched for letter in view}
         self._text_tokens: list[Tensor] = []
         self._valid: list[Tensor] = []
 
     def update(
-        self,
-        *,
-        index: Int64[Tensor, "B"],
-        visual: Float[Tensor, "B E"],
-        vision_tokens: Float[Tensor, "B N D_v"],
-        clip_of_caption: Int64[Tensor, "M"],
-        textual: Float[Tensor, "M E"],
-        text_tokens: Float[Tensor, "M L D"],
-        valid: Bool[Tensor, "M L"],
+        self, *, index: Int64[Tensor, "B"], clip_of_caption: Int64[Tensor, "M"], features: RetrievalFeatures
     ) -> None:
         """Add the clips of one batch and all their captions.
 
         Args:
             index: position of each clip in the evaluation set.
-            visual: features of the clips in the space shared with text.
-            vision_tokens: what the fusion layers look at.
             clip_of_caption: ``index`` of the clip of each caption.
-            textual: features of the captions in the shared space.
-            text_tokens: what the fusion layers start from.
-            valid: True where a text token is real.
+            features: of the clips and their captions.
         """
-        self.metric.update(visual, index, textual, clip_of_caption)
-        self._vision_tokens.append(vision_tokens.detach().cpu())
-        self._text_tokens.append(text_tokens.detach().cpu())
-        self._valid.append(valid.cpu())
+        # Converted here, once: the metrics of all views then hold the same tensors.
+        index, clip_of_caption, textual = index.cpu(), clip_of_caption.cpu(), features.textual.detach().float().cpu()
+        for view, metric in self.metrics.items():
+            metric.update(features.clips[view], index, textual, clip_of_caption)
+        for letter, parts in self._tokens.items():
+            parts.append(features.tokens[letter].detach().cpu())
+        if self.matched:
+            self._text_tokens.append(features.text_tokens.detach().cpu())
+            self._valid.append(features.valid.cpu())
 
-    def compute(self, match: Match, *, top_k: int, device: torch.device, chunk: int = 64) -> RetrievalResult:
+    def compute(
+        self, match: Mapping[str, Match], *, top_k: int, device: torch.device, chunk: int = 64
+    ) -> RetrievalResult:
         """Results of all ranks together; every rank must call it.
 
         Args:
-            match: the matching head with the fusion layers.
+            match: for each view that is matched, its head with the fusion layers.
             top_k: candidates of each query to be scored again; 0 leaves re-ranking out.
             device: where ``match`` works.
             chunk: pairs scored at a time.
+
+        Returns:
+            Metrics of all views, with the similarities of the last one.
         """
-        result: RetrievalResult = self.metric.compute()
-        if top_k == 0:
-            return result
-        index = torch.cat([torch.zeros(0, dtype=torch.int64), *self.metric.index])
-        vision_tokens = _joined(self._vision_tokens)
-        owner, own_row = self._owners(index, result.index)
-        text_tokens, valid = self._captions(result)
+        results: dict[str, RetrievalResult] = {view: metric.compute() for view, metric in self.metrics.items()}
+        whole = results[list(results)[-1]]
+        if top_k and self.matched:
+            index = torch.cat([torch.zeros(0, dtype=torch.int64), *self._any_metric.index])
+            owner, own_row = self._owners(index, whole.index)
+            text_tokens, valid = self._captions(whole)
+            tokens = {letter: _joined(parts) for letter, parts in self._tokens.items()}
+        for view in self.matched if top_k else []:
 
-        def score(clip: Tensor, caption: Tensor) -> Tensor:
-            logits = match(
-                text_tokens[caption].to(device), valid[caption].to(device), vision_tokens[own_row[clip]].to(device)
-            )
-            return logits[:, 1]
+            def score(clip: Tensor, caption: Tensor, view: str = view) -> Tensor:
+                looked_at = [tokens[letter][own_row[clip]].to(device) for letter in view]
+                logits = match[view](text_tokens[caption].to(device), valid[caption].to(device), *looked_at)
+                return logits[:, 1]
 
-        result.add_reranked(*rerank(result.similarity, top_k, score, owner=owner, chunk=chunk))
-        return result
+            results[view].add_reranked(*rerank(results[view].similarity, top_k, score, owner=owner, chunk=chunk))
+        for result in results.values():
+            whole.add_view(result)
+        return whole
+
+    @property
+    def _any_metric(self) -> RetrievalMetric:
+        """One of the metrics: all of them hold the same clips and captions."""
+        return next(iter(self.metrics.values()))
 
     @staticmethod
     def _owners(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +124,23 @@ class RetrievalEvaluation:
 
     def _captions(self, result: RetrievalResult) -> tuple[Tensor, Tensor]:
         """Tokens and validity of all captions of all ranks, in the order of the result."""
-        clip, position, text_tokens, valid = (
-            all_gather(_joined(parts))
-            for parts in (self.metric.clip_of_caption, self.metric.caption_of_clip, self._text_tokens, self._valid)
+        metric = self._any_metric
+        clip, position = (all_gather(_joined(parts)) for parts in (metric.clip_of_caption, metric.caption_of_clip))
+        length = max(max((part.shape[1] for part in self._valid), default=0), 1)
+        length = max(gather_objects(length))
+        text_tokens, valid = (
+            all_gather(_joined([_filled(part, length) for part in parts])) for parts in (self._text_tokens, self._valid)
         )
-        rows = self.metric.caption_rows(clip, position)
+        rows = metric.caption_rows(clip, position)
         assert len(rows) == len(result.clip_of_caption)
         return text_tokens[rows], valid[rows]
+
+
+def _filled(part: Tensor, length: int) -> Tensor:
+    """Captions with zeros behind them, up to the length of the longest."""
+    filled = part.new_zeros(len(part), length, *part.shape[2:])
+    filled[:, : part.shape[1]] = part
+    return filled
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -10,7 +10,6 @@ from enum import IntEnum
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,9 +21,10 @@ from ivt2.errors import InputError
 from ivt2.losses.contrastive import contrastive_loss
 from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
 from ivt2.losses.matching import hard_negatives, matching_loss, matching_pairs
-from ivt2.metrics.retrieval import RetrievalResult
-from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation
+from ivt2.metrics.retrieval_evaluation import Match, RetrievalFeatures
 from ivt2.models.stage2 import EncodedText, Stage2Model
+from ivt2.modules.retrieval import RetrievalModule
+from ivt2.modules.stage2_retrieval import encode_retrieval, matching_heads
 from ivt2.ops.distributed import all_gather, global_mean
 from ivt2.ops.masking import check_mask_ratio, random_masking, tube_masking
 from ivt2.ops.random import uniform
@@ -56,7 +56,7 @@ class EncodedBatch(NamedTuple):
     """[1]"""
 
 
-class Stage2Module(LightningModule):
+class Stage2Module(RetrievalModule):
     """Trains a :class:`Stage2Model` on :class:`MediaTextBatch`, evaluates zero-shot retrieval on `RetrievalBatch`.
 
     Args:
@@ -94,7 +94,7 @@ class Stage2Module(LightningModule):
         frozen: Sequence[str] = (),
         trained: Sequence[str] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(rerank_top_k=rerank_top_k)
         self._losses = {"vtc": self._contrastive, "vtm": self._matching, "mlm": self._masked_lm}
         if not any(terms.values()) or set(terms) - set(self._losses):
             raise InputError(f"terms={dict(terms)}: name at least one of {', '.join(self._losses)}, with a weight")
@@ -110,11 +110,8 @@ class Stage2Module(LightningModule):
         self.masked_lm_probability = masked_lm_probability
         self.negatives_group = negatives_group
         self.reference_gradient_scale = reference_gradient_scale
-        self.rerank_top_k = rerank_top_k
         self.vocabulary: Vocabulary | None = None
         self.last_masked: Tensor | None = None
-        self.retrieval_results: dict[str, RetrievalResult] = {}
-        self._evaluations: dict[str, RetrievalEvaluation] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Take over the vocabulary of the data, after checking that the encoders can take what the data holds."""
@@ -230,38 +227,13 @@ class Stage2Module(LightningModule):
         logits = self.model.predict_tokens(corrupted, valid, encoded.vision_tokens, selected)
         return global_mean(*masked_lm_loss(logits, labels[selected]))
 
-    def evaluation_step(self, batch: RetrievalBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+    def encode_retrieval(self, batch: RetrievalBatch) -> RetrievalFeatures:
         """Encode clips, whole, and all their captions."""
-        encoded = self.model.encode_video(batch["video"])
-        text = self.model.encode_text(batch["input_ids"], batch["valid"])
-        evaluation = self._evaluations.setdefault(batch["source"], RetrievalEvaluation())
-        evaluation.update(
-            index=batch["index"],
-            visual=self.model.embed_video(encoded),
-            vision_tokens=encoded.tokens,
-            clip_of_caption=batch["clip_of_caption"],
-            textual=self.model.embed_text(text),
-            text_tokens=text.tokens,
-            valid=text.valid,
-        )
+        return encode_retrieval(self.model, batch)
 
-    def on_evaluation_end(self) -> None:
-        """Rank, re-rank, and log ``val/<dataset>/[<protocol>/]<metric>``."""
-        if self.trainer.sanity_checking:
-            self._evaluations.clear()
-        for source, evaluation in self._evaluations.items():
-            result = evaluation.compute(self._match, top_k=self.rerank_top_k, device=self.device)
-            self.retrieval_results[source] = result
-            for protocol, metrics in result.metrics.items():
-                prefix = f"val/{source}/" if protocol == "raw" else f"val/{source}/{protocol}/"
-                self.log_dict({f"{prefix}{name}": value for name, value in metrics.items()}, rank_zero_only=False)
-        self._evaluations.clear()
-
-    def _match(self, text_tokens: Tensor, valid: Tensor, vision_tokens: Tensor) -> Tensor:
-        return self.model.match(EncodedText(text_tokens, valid), vision_tokens)
-
-    validation_step = test_step = evaluation_step
-    on_validation_epoch_end = on_test_epoch_end = on_evaluation_end
+    def matching_heads(self) -> Mapping[str, Match]:
+        """Matching heads of the network, by the view that they judge."""
+        return matching_heads(self.model)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Decay matrices only; step the schedule with the optimizer."""

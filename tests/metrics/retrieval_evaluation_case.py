@@ -2,7 +2,7 @@
 
 import torch
 
-from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation
+from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation, RetrievalFeatures
 
 CAPTIONS = (2, 1, 3, 1, 2, 1, 1)
 """Of each clip."""
@@ -36,15 +36,13 @@ def collected(batches):
         rows, own = rows.long(), torch.tensor(numbers).long()
         evaluation.update(
             index=10 * own,
-            visual=visual[own],
-            vision_tokens=vision_tokens[own],
             clip_of_caption=10 * clip[rows],
-            textual=textual[rows],
-            text_tokens=text_tokens[rows],
-            valid=valid[rows],
+            features=RetrievalFeatures(
+                {"v": visual[own]}, {"v": vision_tokens[own]}, textual[rows], text_tokens[rows], valid[rows]
+            ),
         )
     return evaluation
 
 
 def computed(batches, top_k, chunk=4):
-    return collected(batches).compute(match, top_k=top_k, device=torch.device("cpu"), chunk=chunk)
+    return collected(batches).compute({"v": match}, top_k=top_k, device=torch.device("cpu"), chunk=chunk)

@@ -5,7 +5,7 @@ import torch
 
 from ivt2.errors import InputError
 from ivt2.metrics.retrieval import retrieval_metrics
-from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation
+from ivt2.metrics.retrieval_evaluation import RetrievalEvaluation, RetrievalFeatures
 from tests.metrics.retrieval_evaluation_case import CAPTIONS, computed, evaluation_set, match
 from tests.metrics.retrieval_evaluation_ranks import SHARES
 from tests.ops.launch import run_ranks
@@ -65,18 +65,16 @@ def test_order_and_repeated_clips_change_nothing(batches):
 def test_without_reranking_the_head_is_not_asked():
     evaluation = RetrievalEvaluation()
     clip, visual, textual, vision_tokens, text_tokens, valid = evaluation_set()
-    evaluation.update(
-        index=torch.tensor(ALL), visual=visual, vision_tokens=vision_tokens, clip_of_caption=clip, textual=textual,
-        text_tokens=text_tokens, valid=valid,
-    )  # fmt: skip
-    result = evaluation.compute(lambda *_: pytest.fail("asked"), top_k=0, device=torch.device("cpu"))
+    features = RetrievalFeatures({"v": visual}, {"v": vision_tokens}, textual, text_tokens, valid)
+    evaluation.update(index=torch.tensor(ALL), clip_of_caption=clip, features=features)
+    result = evaluation.compute({"v": lambda *_: pytest.fail("asked")}, top_k=0, device=torch.device("cpu"))
     assert "reranked" not in result.metrics
     assert result.index.tolist() == ALL
 
 
 def test_nothing_collected_is_said():
     with pytest.raises(InputError, match="no clip was collected"):
-        RetrievalEvaluation().compute(match, top_k=2, device=torch.device("cpu"))
+        RetrievalEvaluation().compute({"v": match}, top_k=2, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
