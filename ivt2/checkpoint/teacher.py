@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ivt2.checkpoint.feature_cache import CachedTeacher
-from ivt2.checkpoint.folder import STATE, newest_valid, read_weights
+from ivt2.checkpoint.folder import STATE, read_weights
 from ivt2.checkpoint.released import load_released
-from ivt2.checkpoint.weights import fill, require_same_architecture
-from ivt2.errors import InputError
+from ivt2.checkpoint.weights import fill, find_weights, require_same_architecture
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.teacher import Teacher, TeacherDtype
 from ivt2.models.videomae import VideoMAE
@@ -70,7 +69,7 @@ def _encoder(make: Callable[[], InternVideo2 | VideoMAE], weights: str | None, p
     """The encoder with the file's numbers in the file's format."""
     if weights is None or torch.empty(0).is_meta:
         return make()
-    folder = _folder(Path(weights).expanduser())
+    folder = find_weights(Path(weights).expanduser(), what="teacher's weights")
     with torch.device("meta"):
         network = make()
     if (folder / STATE).is_file():
@@ -79,19 +78,6 @@ def _encoder(make: Callable[[], InternVideo2 | VideoMAE], weights: str | None, p
     else:
         load_released(folder, network, prefix=prefix, num_frames=network.grid_frames)
     return network
-
-
-def _folder(path: Path) -> Path:
-    """Where the numbers are: of a run, in its newest checkpoint."""
-    checkpoints = path / "checkpoints"
-    folder = newest_valid(checkpoints) if checkpoints.is_dir() else path
-    if folder is not None and folder.is_dir():
-        return folder
-    reason = "is a file" if path.is_file() else "does not exist" if folder else "is a run without a whole checkpoint"
-    raise InputError(
-        f"teacher's weights={path}: {reason}; train it, if it is a run of this package, with "
-        f"python train.py experiment={path.name}, or convert a published file with python -m ivt2.cli.convert"
-    )
 
 
 def _values(network: InternVideo2 | VideoMAE, folder: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ivt2.checkpoint.difference import describe_difference, shorten
-from ivt2.checkpoint.folder import read_shapes, read_weights
+from ivt2.checkpoint.folder import newest_valid, read_shapes, read_weights
 from ivt2.errors import InputError
 
 
@@ -43,6 +43,27 @@ def require_same_architecture(module: nn.Module, folder: Path, *, prefix: str = 
     """
     shapes = read_shapes(folder)
     _compare(module, folder, {name.removeprefix(prefix): shapes[name] for name in shapes if name.startswith(prefix)})
+
+
+def find_weights(path: Path, *, what: str) -> Path:
+    """Where the numbers are: of a run, in its newest checkpoint that verifies.
+
+    Args:
+        path: Converted release, checkpoint of ``train.py``, or folder of a run.
+        what: The argument that names it, for messages.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    checkpoints = path / "checkpoints"
+    folder = newest_valid(checkpoints) if checkpoints.is_dir() else path
+    if folder is not None and folder.is_dir():
+        return folder
+    reason = "is a file" if path.is_file() else "does not exist" if folder else "is a run without a whole checkpoint"
+    raise InputError(
+        f"{what}={path}: {reason}; train it, if it is a run of this package, with "
+        f"python train.py experiment={path.name}, or convert a published file with python -m ivt2.cli.convert"
+    )
 
 
 def fill(network: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
