@@ -46,6 +46,7 @@ class Stage2Model(nn.Module):
         fusion_dim: width F that visual tokens are brought to before the fusion, by a linear map and a LayerNorm; None
             leaves them as the vision encoder gives them.
         clip_decoders: decoders towards a teacher of unmasked features (UTA); released files contain them.
+        logit_bias: start of the learned bias of a sigmoid contrast, which SigLIP starts at -10; None leaves it out.
 
     Raises:
         InputError: if the text encoder fuses tokens of another width.
@@ -56,7 +57,7 @@ class Stage2Model(nn.Module):
 
     ENTRY_POINTS: tuple[str, ...] = (
         "encode_video", "encode_text", "embed_video", "embed_text", "match", "predict_tokens", "align",
-        "read_temperature",
+        "read_temperature", "read_logit_bias",
     )  # fmt: skip
     """Methods that read parameters: what a sharded engine has to know, since there is no single ``forward``."""
 
@@ -69,6 +70,7 @@ class Stage2Model(nn.Module):
         temperature: float = 0.07,
         fusion_dim: int | None = None,
         clip_decoders: AligningDecoders | None = None,
+        logit_bias: float | None = None,
     ) -> None:
         super().__init__()
         fused_width = vision_encoder.embed_dim if fusion_dim is None else fusion_dim
@@ -84,6 +86,7 @@ class Stage2Model(nn.Module):
         self.matching_head = nn.Linear(text_encoder.embed_dim, 2)
         # One element rather than none: a sharded parameter needs a dimension to be cut along.
         self.temperature = nn.Parameter(torch.full((1,), temperature))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.full((1,), logit_bias))
         self.vision_token_proj = None if fusion_dim is None else token_projection(vision_encoder.embed_dim, fusion_dim)
         self.clip_decoders = clip_decoders
 
@@ -190,6 +193,10 @@ class Stage2Model(nn.Module):
     def read_temperature(self) -> Float[Tensor, "1"]:
         """Temperature for use in a loss: a copy, since a sharded engine frees the parameter between entry points."""
         return self.temperature.clone()
+
+    def read_logit_bias(self) -> Float[Tensor, "1"] | None:
+        """Bias for use in a sigmoid contrast, likewise; None where the model has none."""
+        return None if self.logit_bias is None else self.logit_bias.clone()
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

@@ -44,6 +44,7 @@ class Stage2AudioVisualModel(Stage2Model):
         audio_visual_fusion: have the map of :meth:`embed_audio_visual`.
         audio_matching: have the head of :meth:`match_audio`.
         audio_visual_matching: have the head of :meth:`match_audio_visual`.
+        logit_bias: as in :class:`Stage2Model`.
 
     Raises:
         InputError: if the text encoder fuses tokens of another width.
@@ -70,6 +71,7 @@ class Stage2AudioVisualModel(Stage2Model):
         audio_visual_fusion: bool = True,
         audio_matching: bool = False,
         audio_visual_matching: bool = True,
+        logit_bias: float | None = None,
     ) -> None:
         super().__init__(
             vision_encoder,
@@ -78,6 +80,7 @@ class Stage2AudioVisualModel(Stage2Model):
             temperature=temperature,
             fusion_dim=fusion_dim,
             clip_decoders=clip_decoders,
+            logit_bias=logit_bias,
         )
         self.audio_encoder = audio_encoder
         self.audio_proj = nn.Linear(audio_encoder.embed_dim, contrastive_dim)
