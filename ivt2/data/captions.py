@@ -16,7 +16,7 @@ class Captions(NamedTuple):
     """Captions of one sample that may be used."""
 
     annotated: list[str]
-    """As annotated, the main one first."""
+    """As annotated, the main one first; or those of the kind that is to be read in their place."""
     text: list[str]
     """The same normalised, as the tokenizer takes them."""
     kinds: Mapping[str, list[str]] = MappingProxyType({})
@@ -30,12 +30,14 @@ class CaptionReader:
     Args:
         min_words: captions of fewer normalised words are not used; a sample without any other is left out.
         kinds: kinds of captions (names in ``caption_kinds`` of the json member) that each sample must have.
+        instead: a kind that is read in place of the annotated captions; None reads these.
 
     Source: pretraining filter by words: reference multi_modality, ``min_caption_length`` (spec stage2 section 3.2).
     """
 
     min_words: int = 0
     kinds: Sequence[str] = ()
+    instead: str | None = None
 
     def __call__(self, members: Mapping[str, bytes]) -> Captions:
         """Read the captions.
@@ -47,22 +49,36 @@ class CaptionReader:
             SampleError: there are none that can be used; the reason is a word of the annotations, or
                 ``caption_kind_missing`` or ``text_too_short``.
         """
-        annotated, text = _usable(captions_of(members), self.min_words)
-        return Captions(annotated, text, self._by_kind(members))
-
-    def _by_kind(self, members: Mapping[str, bytes]) -> dict[str, list[str]]:
-        """Normalised captions of each kind; what is said in a clip may be short."""
+        if self.instead is None:
+            annotated, text = _usable(captions_of(members), self.min_words)
+        else:
+            annotated, text = self._of_kind(self.instead, _stated_kinds(members))
         if not self.kinds:
-            return {}
-        stated = facts_of(members).get("caption_kinds")
-        found = {}
-        for kind in self.kinds:
-            texts = stated.get(kind) if isinstance(stated, dict) else None
-            if not texts:
-                raise SampleError("caption_kind_missing")
-            captions = [checked_text(text) for text in (texts if isinstance(texts, list) else [texts])]
-            found[kind] = _usable(captions, 0 if kind == "speech" else self.min_words)[1]
-        return found
+            return Captions(annotated, text)
+        stated = _stated_kinds(members)
+        return Captions(annotated, text, {kind: self._of_kind(kind, stated)[1] for kind in self.kinds})
+
+    def _of_kind(self, kind: str, stated: Mapping[str, object]) -> tuple[list[str], list[str]]:
+        """Captions of a kind, as annotated and normalised; what is said in a clip may be short."""
+        texts = stated.get(kind)
+        if not texts:
+            raise SampleError("caption_kind_missing")
+        captions = [checked_text(text) for text in (texts if isinstance(texts, list) else [texts])]
+        return _usable(captions, 0 if kind == "speech" else self.min_words)
+
+
+def kinds_of(members: Mapping[str, bytes]) -> list[str]:
+    """Kinds of which the text members of a sample have captions.
+
+    Raises:
+        SampleError: they cannot be read.
+    """
+    return [kind for kind, texts in _stated_kinds(members).items() if texts]
+
+
+def _stated_kinds(members: Mapping[str, bytes]) -> Mapping[str, object]:
+    stated = facts_of(members).get("caption_kinds")
+    return stated if isinstance(stated, dict) else {}
 
 
 def choose_caption(text: Sequence[str], policy: Literal["random", "first"], generator: np.random.Generator) -> str:

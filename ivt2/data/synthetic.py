@@ -5,13 +5,16 @@ within a window of time and rests before and after; the second one stays where i
 Seven words make a combination (colour, shape, size and motion of the first object, colour and shape of the second, and
 where the first is as seen from the second); a hash of the combination decides, once for every seed, whether clips of
 training, of validation or of test may show it. Everything is a pure function of (split, seed, index).
+
+The motion sets the tone, so that sound tells nothing that eyes could not tell. In the variant of twins two clips share
+the seven words and differ in their tones: only ears can tell which of the two a caption describes.
 """
 
 import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar, get_args
@@ -107,6 +110,7 @@ class Scene:
         background: red, green and blue of the ground, dark.
         brightness: factor on the colours of both objects.
         variant: which paraphrase stands first and which question is asked, in [0, 32).
+        own_tone: tone of a twin, whatever the motion; None for a clip that has none.
     """
 
     key: str
@@ -119,11 +123,12 @@ class Scene:
     background: tuple[int, int, int]
     brightness: float
     variant: int
+    own_tone: Tone | None = None
 
     @property
     def tone(self) -> Tone:
-        """Pitch of the tone that sounds during the motion; a function of the motion, so that eyes can tell it too."""
-        return TONE_OF_MOTION[self.combination.motion]
+        """Pitch of the tone that sounds during the motion; a function of it, so that eyes can tell, but for twins."""
+        return self.own_tone or TONE_OF_MOTION[self.combination.motion]
 
     @property
     def start_s(self) -> float:
@@ -143,16 +148,32 @@ class Scene:
     @cached_property
     def captions(self) -> tuple[str, ...]:
         """Paraphrases, each of which names every attribute and the tone; the first one is the caption."""
-        texts = _captions(self.combination, self.tone)
+        return self._turned(_captions(self.combination, self.tone))
+
+    @property
+    def captions_by_kind(self) -> dict[str, tuple[str, ...]]:
+        """Paraphrases of what is seen (``video``), heard (``audio``) and both (``audio_video``, ``fused``)."""
+        both = self.captions
+        return {
+            "video": self._turned(_captions_seen(self.combination)),
+            "audio": self._turned(_captions_heard(self.tone)),
+            "audio_video": both,
+            "fused": both,
+        }
+
+    def _turned(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """The texts in their order, from the one that stands first in this scene."""
         first = self.variant % len(texts)
         return texts[first:] + texts[:first]
 
     def facts(self) -> Facts:
-        """Return the json member of the sample: captions, action label, event, question and attributes."""
+        """Return the json member: captions (of twins by kind too), action label, event, question and attributes."""
         question, answers, answer = _question(self.combination, self.tone, self.variant)
+        kinds = {kind: list(texts) for kind, texts in self.captions_by_kind.items()}
         return {
             "caption": self.captions[0],
             "captions": list(self.captions),
+            **({"caption_kinds": kinds} if self.own_tone else {}),
             "label": self.combination.motion,
             "start_s": self.start_s,
             "end_s": self.end_s,
@@ -183,7 +204,7 @@ def combinations(split: Split) -> tuple[Combination, ...]:
     return tuple(combination for combination in every if combination.split == split)
 
 
-def make_scenes(split: Split, num: int, seed: int) -> list[Scene]:
+def make_scenes(split: Split, num: int, seed: int, *, twins: bool = False) -> list[Scene]:
     """Draw scenes without replacement; scene i does not depend on how many are drawn.
 
     Training repeats combinations (with other free details) once all were shown; validation and test never do, so that
@@ -193,13 +214,19 @@ def make_scenes(split: Split, num: int, seed: int) -> list[Scene]:
         split: which combinations may occur.
         num: how many scenes.
         seed: changes order and free details, never the split.
+        twins: scenes 2i and 2i + 1 share their combination and have different tones, drawn apart from it; their free
+            details differ too. A caption that names the tone then describes one clip, one that does not describes two.
 
     Raises:
         InputError: when validation or test has fewer combinations than asked for.
     """
+    size = 2 if twins else 1
+    drawn = draw_words(combinations(split), "order", split=split, num=math.ceil(num / size), seed=seed)
     return [
-        _scene(combination, split, seed, index)
-        for index, combination in enumerate(draw_words(combinations(split), "order", split=split, num=num, seed=seed))
+        replace(
+            _scene(drawn[index // size], split, seed, index), own_tone=_own_tone(split, seed, index) if twins else None
+        )
+        for index in range(num)
     ]
 
 
@@ -235,6 +262,13 @@ def uniform(num: int, *parts: str | int) -> list[float]:
         np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(num).tolist()
     )
     return draws
+
+
+def _own_tone(split: Split, seed: int, index: int) -> Tone:
+    """Tone of a twin: any for the first of two, one of the others for the second."""
+    draws = uniform(2, "tones", split, seed, index // 2)
+    first = int(draws[0] * len(TONES))
+    return TONES[first if index % 2 == 0 else (first + 1 + int(draws[1] * (len(TONES) - 1))) % len(TONES)]
 
 
 def _between(draw: float, low: int, high: int) -> int:
@@ -282,6 +316,26 @@ def _captions(words: Combination, tone: Tone) -> tuple[str, ...]:
         f"{where} the {second} there is a {size} {thing} that {other} to a {tone} tone",
         f"the {other_size} {thing} {plain}, it is {where} the {second} and the tone is {tone}",
     )
+
+
+def _captions_seen(words: Combination) -> tuple[str, ...]:
+    """The sentences without what is heard."""
+    plain, other = SAID_OF_MOTION[words.motion]
+    thing = f"{words.colour} {words.shape}"
+    second = f"{words.second_colour} {words.second_shape}"
+    size, other_size = words.size, _SIZE_SAID[words.size]
+    where = words.relation
+    return (
+        f"a {size} {thing} {where} a {second} {plain}",
+        f"there is a {other_size} {thing} {where} a {second} that {other}",
+        f"{where} the {second} there is a {size} {thing} that {other}",
+        f"the {other_size} {thing} {plain}, it is {where} the {second}",
+    )
+
+
+def _captions_heard(tone: Tone) -> tuple[str, ...]:
+    """Four sentences that name the tone alone."""
+    return (f"a {tone} tone sounds", f"there is a {tone} tone", f"the tone is {tone}", f"what sounds is a {tone} tone")
 
 
 def _question(words: Combination, tone: Tone, variant: int) -> tuple[str, tuple[str, ...], str]:

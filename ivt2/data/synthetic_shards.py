@@ -34,6 +34,7 @@ def write_synthetic(
     seed: int,
     image_size: int = 64,
     samples_per_shard: int = 128,
+    twins: bool = False,
     num_processes: int = 2,
     progress: bool = False,
 ) -> Manifest:
@@ -49,6 +50,7 @@ def write_synthetic(
         seed: changes order and free details.
         image_size: side of the frames in pixels, even.
         samples_per_shard: samples after which a new shard begins.
+        twins: write the variant in which two clips differ in sound alone, see ``make_scenes``.
         num_processes: how many render and encode; the bytes do not depend on it.
         progress: show a bar with rate and time left on standard error.
 
@@ -63,7 +65,7 @@ def write_synthetic(
         raise InputError(f"image_size={image_size}: H.264 clips need an even size; give {MIN_IMAGE_SIZE} or more")
     if num_clips < 1 or num_processes < 1:
         raise InputError(f"num_clips={num_clips}, num_processes={num_processes}: both must be at least 1")
-    scenes = make_scenes(split, num_clips, seed)
+    scenes = make_scenes(split, num_clips, seed, twins=twins)
     facts: dict[str, object] = {
         "generator": GENERATOR_VERSION,
         "split": split,
@@ -71,6 +73,7 @@ def write_synthetic(
         "seed": seed,
         "image_size": image_size,
         "samples_per_shard": samples_per_shard,
+        **({"twins": True} if twins else {}),  # folders from before there were any stay valid
     }
     with _locked(folder):
         earlier = _current(folder, facts)

@@ -12,6 +12,7 @@ from ivt2.data.captions import CaptionReader
 from ivt2.data.decode import Backend
 from ivt2.data.transforms import Transform
 from ivt2.datamodules.batches import Batches, EvalBatches, MediaTextCollate, RetrievalCollate, TrainBatches
+from ivt2.datamodules.caption_kinds import check_kinds
 from ivt2.datamodules.loader import EvalLoader
 from ivt2.datamodules.shards import ShardDataModule, Sources
 from ivt2.datamodules.sources import MediaSource, sources_of
@@ -122,6 +123,20 @@ class MediaTextDataModule(ShardDataModule[MediaSource]):
         return {f"train.{name}": tuple(source.caption_kinds) for name, source in self.sources["train"].items()}
 
     @override
+    def setup(self, stage: str) -> None:
+        """Open the shards of a stage, and look whether they have the kinds of captions that are asked for.
+
+        Raises:
+            InputError: when a folder holds no usable shards, there is nothing to train on, or none of the first samples
+                of a source has a kind of captions that is asked for.
+        """
+        super().setup(stage)
+        for group in self._groups(stage):
+            for name, source in self.sources[group].items():
+                if source.asked_kinds:
+                    check_kinds(f"datamodule.{group}.{name}", self._shards[source.shards], source.asked_kinds)
+
+    @override
     def val_dataloader(self) -> list[EvalLoader[RetrievalBatch]]:
         """Return one loader for each validation set."""
         return [self._retrieval(name, source) for name, source in self.sources["val"].items()]
@@ -159,7 +174,7 @@ class MediaTextDataModule(ShardDataModule[MediaSource]):
     def _retrieval(self, name: str, source: MediaSource) -> EvalLoader[RetrievalBatch]:
         reader = self._reader(
             source,
-            CaptionReader(min_words=source.min_words),
+            CaptionReader(min_words=source.min_words, instead=source.caption_kind),
             use="eval",
             process=self._decoder_process(),
             sound=source.sound_reader(crop="middle"),

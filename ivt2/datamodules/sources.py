@@ -76,6 +76,7 @@ class MediaSource(ShardSource):
         captions: for training ``random`` or ``first``, for evaluation ``all`` or ``first``; None takes the
             datamodule's.
         caption_kinds: kinds of captions that a training batch holds beside the chosen one, as ``texts``.
+        caption_kind: kind of captions that an evaluation ranks; None ranks the annotated ones.
         min_words: captions of fewer normalised words are not used; the reference's pretraining uses 2. 0 uses all.
         read_audio_from: the ``audio`` member or the track of the ``video``; None takes the member for ``audio``, and
             for ``audio_video`` the member of a sample that has one, as preparation leaves it, else the track.
@@ -87,6 +88,7 @@ class MediaSource(ShardSource):
 
     captions: Literal["random", "first", "all"] | None = None
     caption_kinds: Sequence[str] = ()
+    caption_kind: str | None = None
     min_words: int = 0
     read_audio_from: Literal["audio", "video"] | None = None
     missing_audio: Literal["skip", "pad"] = "skip"
@@ -102,12 +104,19 @@ class MediaSource(ShardSource):
             raise InputError(
                 f"caption_kinds={self.caption_kinds}: give a list of different kinds, such as [video, audio, fused]"
             )
+        if self.caption_kind is not None and (not isinstance(self.caption_kind, str) or not self.caption_kind):
+            raise InputError(f"caption_kind={self.caption_kind}: name one kind, such as fused")
         if self.medium not in _SOUNDS and (self.read_audio_from is not None or self.missing_audio != "skip"):
             raise InputError(
                 "read_audio_from and missing_audio are for sources with sound: add medium=audio or medium=audio_video"
             )
         if self.medium == "audio" and self.missing_audio == "pad":
             raise InputError("missing_audio=pad: a sample of sound alone would be empty; leave it at skip")
+
+    @property
+    def asked_kinds(self) -> tuple[str, ...]:
+        """Kinds of captions that each sample must have."""
+        return (*self.caption_kinds, *([] if self.caption_kind is None else [self.caption_kind]))
 
     def sound_reader(self, *, crop: Literal["random", "middle"]) -> SoundReader:
         """Return what reads the sound of this source.
@@ -177,6 +186,9 @@ def sources_of(group: str, given: Mapping[str, "str | Mapping[str, object] | Med
             raise InputError(f"datamodule.{group}.{name}: captions={wrong} is not for {group}; use {other} or first")
         if source.caption_kinds and group != "train":
             raise InputError(
-                f"datamodule.{group}.{name}: caption_kinds is for training; evaluation ranks the captions of a clip"
+                f"datamodule.{group}.{name}: caption_kinds is for training; evaluation ranks captions of one kind: "
+                "give caption_kind"
             )
+        if source.caption_kind is not None and group == "train":
+            raise InputError(f"datamodule.train.{name}: caption_kind is for evaluation; training takes caption_kinds")
     return sources

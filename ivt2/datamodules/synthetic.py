@@ -22,11 +22,18 @@ class SyntheticDataModule(MediaTextDataModule):
     of the three only, so both evaluations rank clips whose combinations were never trained on. Captions are tokenized
     with the vocabulary of the dataset's grammar. They name sides: do not flip the clips.
 
+    Without sound the clips are videos. With ``medium=audio_video`` they come in twins, of which only the sound tells
+    which one a caption of the kind ``fused`` describes; captions of the kind ``video`` describe both.
+
     Args:
         folder: where the shards go, one folder for each split.
         num_train: training clips.
         num_val: validation clips.
         num_test: test clips.
+        medium: ``video``, or ``audio_video`` for twins.
+        caption_kinds: of twins: kinds that stand beside the caption of a training clip, of ``video``, ``audio``,
+            ``audio_video`` and ``fused``.
+        caption_kind: of twins: kind that an evaluation ranks; None ranks what describes all, as ``fused`` does.
         image_size: side of the written frames in pixels, even; transforms may change it.
         data_seed: of the written clips; apart from ``seed``, so that a sweep over seeds shares them.
         num_frames: frames of a clip.
@@ -55,6 +62,9 @@ class SyntheticDataModule(MediaTextDataModule):
         num_train: int = 2000,
         num_val: int = 100,
         num_test: int = 100,
+        medium: Literal["video", "audio_video"] = "video",
+        caption_kinds: Sequence[str] = (),
+        caption_kind: str | None = None,
         image_size: int = 64,
         data_seed: int = 0,
         num_frames: int,
@@ -73,10 +83,11 @@ class SyntheticDataModule(MediaTextDataModule):
         progress: bool = True,
     ) -> None:
         self.split_folders: dict[Split, str] = {split: str(Path(folder) / split) for split in SPLITS}
+        sources = {split: {"shards": folder, "medium": medium} for split, folder in self.split_folders.items()}
         super().__init__(
-            train={"synthetic": self.split_folders["train"]},
-            val={"synthetic": self.split_folders["val"]},
-            test={"synthetic": self.split_folders["test"]},
+            train={"synthetic": {**sources["train"], "caption_kinds": caption_kinds}},
+            val={"synthetic": {**sources["val"], "caption_kind": caption_kind}},
+            test={"synthetic": {**sources["test"], "caption_kind": caption_kind}},
             tokenizer=WordPieceTokenizer(VOCABULARY_FILE, max_length=max_text_length),
             num_frames=num_frames,
             train_transforms=train_transforms,
@@ -94,6 +105,7 @@ class SyntheticDataModule(MediaTextDataModule):
             budget=0,
         )
         self.num_clips: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
+        self.twins = medium == "audio_video"
         self.image_size, self.data_seed, self.progress = image_size, data_seed, progress
 
     @override
@@ -106,6 +118,7 @@ class SyntheticDataModule(MediaTextDataModule):
                 num_clips=self.num_clips[split],
                 seed=self.data_seed,
                 image_size=self.image_size,
+                twins=self.twins,
                 num_processes=max(1, self.num_workers),
                 progress=self.progress,
             )

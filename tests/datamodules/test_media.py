@@ -75,7 +75,7 @@ def test_an_evaluation_batch_holds_what_its_medium_has_and_each_sample_comes_onc
 
 @pytest.mark.parametrize("medium", NUMBERS)
 def test_a_batch_without_any_clip_keeps_its_shapes(tmp_path, medium):
-    bad = {number: {"txt": "nothing"} for number in range(4)}
+    bad = {number: {"json": facts(number)} for number in range(4)}
     source = {"shards": write_media(tmp_path, medium, 4, bad), "medium": medium, "caption_kinds": ["video"]}
     module = ready({"web": source}, {"web": {**source, "caption_kinds": []}})
     batch, evaluated = next(iter(module.train_dataloader())), next(iter(module.val_dataloader()[0]))
