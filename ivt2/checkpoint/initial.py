@@ -35,9 +35,9 @@ class InitialWeights:
     true of some tensor.
     """
 
-    weights: str
+    weights: str | None
     """Folder that ``python -m ivt2.cli.convert`` wrote, a checkpoint of ``train.py``, or the folder of a run, whose
-    newest checkpoint that verifies is taken."""
+    newest checkpoint that verifies is taken; None leaves the part as it is."""
     prefix: str = ""
     """Where the part stands in it: ``vision_encoder.`` of stage 2, ``student.encoder.`` of a run of stage 1."""
     missing: Sequence[str] = ()
@@ -61,12 +61,17 @@ def load_initial(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> No
         InputError: The network has no such part; a folder is missing or damaged; tensors are missing, unexpected or of
             another shape, and not named as such. Nothing was loaded then.
     """
-    sources = [_open(model, part, options) for part, options in parts.items()]
+    wanted = {part: (_part(model, part), _options(part, options)) for part, options in parts.items()}
+    sources = [
+        _open(network, part, options, Path(options.weights))
+        for part, (network, options) in wanted.items()
+        if options.weights is not None
+    ]
     for source in sources:
         fill(source.network, source.values())
         what = f" (start kept: {', '.join(source.kept)})" if source.kept else ""
         _LOG.info("start weights: %s from %s%s", source.part, source.path, what)
-    rest = _untouched(model, parts)
+    rest = _untouched(model, [source.part for source in sources])
     if parts and rest:
         _LOG.info("start weights: at random are %s", ", ".join(rest))
 
@@ -102,10 +107,8 @@ class _Source:
                 yield name, value
 
 
-def _open(model: nn.Module, part: str, options: Mapping[str, Any]) -> _Source:
-    network = _part(model, part)
-    wanted = _options(part, options)
-    path = find_weights(Path(wanted.weights).expanduser(), what=f"initial.{part}.weights")
+def _open(network: nn.Module, part: str, wanted: InitialWeights, weights: Path) -> _Source:
+    path = find_weights(weights.expanduser(), what=f"initial.{part}.weights")
     stored = _of_run(network, path, wanted.prefix) if (path / STATE).is_file() else _of_release(path, wanted.prefix)
     if not stored.facts:
         raise InputError(f"initial.{part}.prefix={wanted.prefix!r}: no tensor of {path} has a name that begins so")

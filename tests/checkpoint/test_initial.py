@@ -195,6 +195,17 @@ def test_a_part_needs_weights():
         load_initial(Network(), {"vision_encoder": {"prefix": "encoder."}})
 
 
+def test_weights_that_are_null_leave_a_part_as_it_is(caplog):
+    network = Network()
+    before = copied(network)
+    with caplog.at_level(logging.INFO):
+        load_initial(network, {"vision_encoder": {"weights": None, "prefix": "encoder."}})
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert "at random are vision_encoder, vision_proj, temperature" in caplog.text
+    with pytest.raises(InputError, match="did you mean vision_encoder"):
+        load_initial(network, {"vision_encodr": {"weights": None}})
+
+
 def test_nothing_is_loaded_where_a_later_part_does_not_fit(folder):
     network = Network()
     before = copied(network)
