@@ -18,7 +18,7 @@ Medium = Literal["image", "video", "audio", "audio_video"]
 
 
 class Vocabulary(NamedTuple):
-    """Facts of a tokenizer that a network and its losses depend on."""
+    """Facts of a tokenizer that a network and its losses depend on; an id is -1 where it has no such token."""
 
     size: int
     pad_id: int

@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from torch import Tensor
 
+from ivt2.batch import Vocabulary
 from ivt2.errors import InputError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -58,6 +59,9 @@ class ClipTokenizer:
         self.max_length = max_length
         self.vocab_size = len(pieces.ids)
         self._start, self._end = pieces.ids[START], pieces.ids[END]
+        self.vocabulary = Vocabulary(
+            self.vocab_size, pad_id=0, unk_id=-1, cls_id=self._start, sep_id=self._end, mask_id=-1
+        )
         self._tokenizer = Tokenizer(BPE(pieces.ids, pieces.merges, end_of_word_suffix=WORD_END))
         self._tokenizer.pre_tokenizer = PreTokenizers([
             Split(Regex(_WORDS), behavior="removed", invert=True),

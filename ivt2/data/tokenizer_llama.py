@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from ivt2.batch import Vocabulary
 from ivt2.errors import InputError
 
 PREFIX = "summarize:"
@@ -52,6 +53,7 @@ class LlamaTokenizer:
         if special != (UNK_ID, BOS_ID, EOS_ID):
             raise InputError(f"vocabulary {vocab_file} numbers its special pieces {special}, not 0, 1, 2: {remedy}")
         self.vocab_size: int = self._model.get_piece_size()
+        self.vocabulary = Vocabulary(self.vocab_size, PAD_ID, UNK_ID, BOS_ID, EOS_ID, mask_id=-1)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "M L"], Bool[Tensor, "M L"]]:
         """Encode captions.

@@ -85,5 +85,7 @@ class Contrast:
             return sigmoid_loss(visual, text, temperature, bias, ids, chunk=self.chunk)
         if self.chunk is not None:
             return local_contrastive_loss(visual, text, temperature, ids, chunk=self.chunk)
-        gathered = (all_gather(each, reference_gradient_scale=self.reference_gradient_scale) for each in (visual, text))
-        return contrastive_loss(*gathered, temperature, all_gather(ids))
+        all_visual, all_text = (
+            all_gather(each, reference_gradient_scale=self.reference_gradient_scale) for each in (visual, text)
+        )
+        return contrastive_loss(all_visual, all_text, temperature, all_gather(ids))

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ivt2.errors import InputError
+
 IGNORED = -100
 """Label of a position that does not enter the loss."""
 
@@ -71,8 +73,13 @@ def mask_tokens(
     Returns:
         Corrupted ids, and labels: the original id where selected, -100 elsewhere.
 
+    Raises:
+        InputError: if the tokenizer has no mask token.
+
     Source: BERT (arXiv:1810.04805), section 3.1; reference multi_modality, MLM criterion.
     """
+    if mask_id < 0:
+        raise InputError("the tokenizer has no mask token to hide words with: take a BERT vocabulary, or leave mlm out")
     selected = (draws.selected < probability) & (input_ids != pad_id) & (input_ids != cls_id)
     masked = selected & (draws.replaced < MASK_SHARE)
     randomised = selected & ~masked & (draws.randomised < RANDOM_SHARE)

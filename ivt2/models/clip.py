@@ -6,7 +6,7 @@ Letters are those of :mod:`ivt2.batch`; M texts, E is the width of the shared sp
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -26,6 +26,7 @@ class ClipModel(nn.Module):
             None leaves the pooled vector as it is.
         temperature: Initial divisor of the cosine similarities, which is learned.
         min_temperature: The learned temperature is kept at this or above.
+        logit_bias: Initial bias of the sigmoid loss, which is learned; None for the softmax loss, which has none.
 
     Raises:
         InputError: if the two features differ in width.
@@ -33,7 +34,7 @@ class ClipModel(nn.Module):
     Source: InternVideo2 (arXiv:2403.15377) section 3; reference classes InternVideo2_CLIP and InternVideo2_CLIP_small.
     """
 
-    ENTRY_POINTS = ("encode_video", "encode_text", "read_temperature")
+    ENTRY_POINTS = ("encode_video", "encode_text", "read_temperature", "read_logit_bias")
     """Methods that read parameters: what a sharded engine has to know, since there is no single ``forward``."""
 
     def __init__(
@@ -44,6 +45,7 @@ class ClipModel(nn.Module):
         vision_align: int | None = None,
         temperature: float = 0.01,
         min_temperature: float = 0.01,
+        logit_bias: float | None = None,
     ) -> None:
         super().__init__()
         pooled_dim, text_dim = vision_encoder.pooled_dim, text_encoder.projection_dim
@@ -62,14 +64,18 @@ class ClipModel(nn.Module):
         self.min_temperature = min_temperature
         # One element rather than none: a sharded parameter needs a dimension to be cut along.
         self.temperature = nn.Parameter(torch.full((1,), temperature))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.full((1,), logit_bias))
 
-    def encode_video(self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"]) -> Float[Tensor, "B E"]:
+    def encode_video(
+        self, video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"], masked: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B E"]:
         """Unit-length feature of clips, or of images (T = 1).
 
         Args:
             video: Pixels, uint8 or already normalised.
+            masked: True where a patch is hidden; the same number in every clip. None hides nothing.
         """
-        return normalize(self.vision_align(self.vision_encoder(video).pooled), dim=-1)
+        return normalize(self.vision_align(self.vision_encoder(video, masked).pooled), dim=-1)
 
     def encode_text(self, input_ids: Int64[Tensor, "M L"]) -> Float[Tensor, "M E"]:
         """Unit-length feature of texts.
@@ -82,6 +88,10 @@ class ClipModel(nn.Module):
     def read_temperature(self) -> Float[Tensor, "1"]:
         """Temperature for use in a loss: a copy, since a sharded engine frees the parameter between entry points."""
         return self.temperature.clone()
+
+    def read_logit_bias(self) -> Float[Tensor, "1"] | None:
+        """Bias for use in a loss: a copy, likewise; None where the model has none."""
+        return None if self.logit_bias is None else self.logit_bias.clone()
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from ivt2.batch import Vocabulary
 from ivt2.errors import InputError
+from ivt2.models.text_tower import check_padding, check_size, last_position
 
 if TYPE_CHECKING:
     from transformers import LlamaModel
@@ -75,7 +77,7 @@ class LlamaText(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim, self.projection_dim = embed_dim, projection_dim
-        self.max_positions, self.pad_id = max_positions, pad_id
+        self.vocab_size, self.max_positions, self.pad_id = vocab_size, max_positions, pad_id
         self.has_lora = lora_rank is not None
         # On meta first: transformers and peft would start billions of weights that are started below.
         with torch.device("meta"):
@@ -122,6 +124,15 @@ class LlamaText(nn.Module):
         """Names of the parameters that weight decay must not touch: all. Source: reference, CLIP post-training."""
         return {name for name, _ in self.named_parameters()}
 
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Refuse a tokenizer with too many tokens, or one that pads with another token than ``pad_id``.
+
+        Raises:
+            InputError: if it does so.
+        """
+        check_size(vocabulary, self.vocab_size)
+        check_padding(vocabulary, self.pad_id)
+
     def encode_tokens(self, input_ids: Int64[Tensor, "M L"]) -> Float[Tensor, "M L D"]:
         """States of all tokens after the last norm; those of padding mean nothing.
 
@@ -142,8 +153,7 @@ class LlamaText(nn.Module):
     def forward(self, input_ids: Int64[Tensor, "M L"]) -> Float[Tensor, "M E"]:
         """Feature of each text, not normalised: the state of its last token before the padding, projected."""
         tokens = self.encode_tokens(input_ids)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = torch.where(input_ids != self.pad_id, positions, 0).amax(dim=1)
+        last = last_position(input_ids, self.pad_id)
         feature: Tensor = tokens[torch.arange(len(tokens), device=last.device), last] @ self.text_projection
         return feature
 

@@ -5,14 +5,16 @@ M texts of L tokens, P trained positions, D width, E width of the shared space.
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from ivt2.batch import Vocabulary
 from ivt2.errors import InputError
 from ivt2.models.bert import padding_bias
+from ivt2.models.text_tower import check_padding, check_size, last_position
 from ivt2.nn.block import Block
 from ivt2.nn.init import init_weights
 from ivt2.ops.attention import Backend
@@ -20,6 +22,8 @@ from ivt2.ops.position import resize_position_table
 
 MLP_MULTIPLE = 16
 """Hidden widths are rounded up to a multiple of it. Source: MobileCLIP (arXiv:2311.17049), released code."""
+
+PAD_ID = 0
 
 Value = TypeVar("Value", int, float)
 
@@ -30,7 +34,7 @@ class MobileClipText(nn.Module):
     LayerNorms need no option to run in float32: torch's computes in float32 whatever the dtype of its input.
 
     Args:
-        vocab_size: Number of tokens; the end token must have the greatest id of a text.
+        vocab_size: Number of tokens.
         context_length: Trained positions P. Texts of another length get the position table resized to theirs, as in
             the reference: pad to ``context_length`` to give each token its trained place.
         embed_dim: Width D.
@@ -41,6 +45,8 @@ class MobileClipText(nn.Module):
         projection_dim: Width E of the feature.
         causal: Whether a token looks at itself and at those before it alone (MobileCLIP-B), or at all tokens.
         position_table: Whether positions are learned; otherwise tokens have no position.
+        pool: Token that a text is read off at: ``argmax``, the one of the greatest id, which CLIP's end token has, or
+            ``last``, the last one before the padding of zeros, for other tokenizers.
         attention: Back end, see ``ivt2.ops.attention.attention``.
 
     Raises:
@@ -63,13 +69,14 @@ class MobileClipText(nn.Module):
         projection_dim: int,
         causal: bool = True,
         position_table: bool = True,
+        pool: Literal["argmax", "last"] = "argmax",
         attention: Backend = "auto",
     ) -> None:
         super().__init__()
         heads = _for_each_layer("num_heads", num_heads, depth)
         ratios = _for_each_layer("mlp_ratio", mlp_ratio, depth)
         self.context_length, self.embed_dim, self.projection_dim = context_length, embed_dim, projection_dim
-        self.causal = causal
+        self.vocab_size, self.causal, self.pool = vocab_size, causal, pool
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         table = nn.Parameter(torch.empty(1, context_length, embed_dim)) if position_table else None
         self.register_parameter("pos_embed", table)
@@ -104,6 +111,21 @@ class MobileClipText(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must not touch: all. Source: reference, CLIP post-training."""
         return {name for name, _ in self.named_parameters()}
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Refuse a tokenizer whose texts would be read off at the wrong place.
+
+        Raises:
+            InputError: if it has too many tokens, or ids that do not suit ``pool``.
+        """
+        check_size(vocabulary, self.vocab_size)
+        if self.pool == "argmax" and vocabulary.sep_id != vocabulary.size - 1:
+            raise InputError(
+                f"the tokenizer's end token is {vocabulary.sep_id} of {vocabulary.size}, but text_encoder.pool=argmax "
+                "reads a text off at the greatest id: take CLIP's tokenizer, or text_encoder.pool=last"
+            )
+        if self.pool == "last":
+            check_padding(vocabulary, PAD_ID)
 
     def embed(self, input_ids: Int64[Tensor, "M L"]) -> Float[Tensor, "M L D"]:
         """Vectors of the tokens plus those of their positions."""
@@ -140,7 +162,7 @@ class MobileClipText(nn.Module):
     ) -> Float[Tensor, "M E"]:
         """Feature of each text, not normalised: the state of its end token, projected; arguments as above."""
         tokens = self.encode_tokens(input_ids, valid)
-        end = input_ids.argmax(dim=1)
+        end = input_ids.argmax(dim=1) if self.pool == "argmax" else last_position(input_ids, PAD_ID)
         feature: Tensor = tokens[torch.arange(len(tokens), device=end.device), end] @ self.projection
         return feature
 

@@ -57,7 +57,9 @@ def test_ids_are_numbered_as_openai_does(merges_file, tables):
     ]
     assert ids["<|startoftext|>"] == 512 + len(MERGES)
     assert ids["<|endoftext|>"] == 513 + len(MERGES)
-    assert ClipTokenizer(merges_file).vocab_size == 514 + len(MERGES)
+    size = ClipTokenizer(merges_file).vocab_size
+    assert size == 514 + len(MERGES)
+    assert ClipTokenizer(merges_file).vocabulary == (size, 0, -1, size - 2, size - 1, -1)
 
 
 def test_a_caption_by_hand(merges_file, tables):

@@ -57,6 +57,7 @@ def test_it_can_be_pickled(file):
     again = pickle.loads(pickle.dumps(tokenizer))
     file.unlink()
     assert again.vocab_size == tokenizer.vocab_size
+    assert again.vocabulary == (again.vocab_size, 0, 0, 1, 2, -1)
     assert all(map(torch.equal, again(CAPTIONS), tokenizer(CAPTIONS)))
 
 

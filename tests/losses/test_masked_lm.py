@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ivt2.errors import InputError
 from ivt2.losses.masked_lm import MaskDraws, mask_tokens, masked_lm_loss
 
 IDS = {"vocab_size": 100, "mask_id": 3, "pad_id": 0, "cls_id": 1}
@@ -121,3 +122,9 @@ def test_half_precision_logits_are_summed_in_float32():
     total, count = masked_lm_loss(logits, torch.zeros(1, 4000, dtype=torch.int64))
     assert total.dtype == torch.float32
     assert (total / count).item() == pytest.approx(math.log(5), rel=1e-5)
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused():
+    input_ids, draws = many(2)
+    with pytest.raises(InputError, match="no mask token"):
+        mask_tokens(input_ids, draws, **IDS | {"mask_id": -1})

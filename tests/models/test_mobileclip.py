@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ivt2.batch import Vocabulary
 from ivt2.errors import InputError
 from ivt2.models.mobileclip import MobileClipText
 
@@ -124,6 +125,36 @@ def test_start_depends_on_the_seed_alone_and_survives_meta():
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     assert model(texts()).isfinite().all()
+
+
+def test_a_text_can_be_read_off_at_its_last_token():
+    """What it is with CLIP's ids, whose last token is the greatest, and with any others."""
+    greatest, last, ids = make(), make(pool="last"), texts()
+    torch.testing.assert_close(last(ids), greatest(ids))
+    other = ids.masked_fill(ids == 29, 3)
+    rows = torch.stack([last.encode_tokens(other)[0, 7], last.encode_tokens(other)[1, 4]])
+    torch.testing.assert_close(last(other), rows @ last.projection)
+    assert not torch.allclose(greatest(other), rows @ last.projection)
+
+
+@pytest.mark.parametrize(
+    ("pool", "changes", "message"),
+    [
+        ("argmax", {}, None),
+        ("argmax", {"sep_id": 28}, r"end token is 28 of 30.*text_encoder\.pool=last"),
+        ("last", {"sep_id": 28}, None),
+        ("last", {"pad_id": 1}, "pads with 1, the text encoder takes 0"),
+        ("last", {"size": 31}, r"31 entries but text_encoder\.vocab_size is 30"),
+        ("argmax", {"size": 31, "sep_id": 30}, r"31 entries but text_encoder\.vocab_size is 30"),
+    ],
+)
+def test_the_tokenizer_must_suit(pool, changes, message):
+    vocabulary = Vocabulary(size=30, pad_id=0, unk_id=-1, cls_id=28, sep_id=29, mask_id=-1)._replace(**changes)
+    if message is None:
+        make(pool=pool).check_vocabulary(vocabulary)
+    else:
+        with pytest.raises(InputError, match=message):
+            make(pool=pool).check_vocabulary(vocabulary)
 
 
 @pytest.mark.parametrize(

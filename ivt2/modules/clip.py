@@ -1,0 +1,132 @@
+"""CLIP post-training: clips against captions by contrast alone, mostly between frozen towers.
+
+loss = L_contrastive(vision_align(pool(video)), text(caption); temperature)     (arXiv:2403.15377, section 3.2)
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import Self
+
+from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule
+from ivt2.checkpoint.initial import load_initial
+from ivt2.errors import InputError
+from ivt2.losses.contrast import Contrast
+from ivt2.metrics.retrieval_evaluation import RetrievalFeatures
+from ivt2.models.clip import ClipModel
+from ivt2.modules.patch_masking import PatchMasking
+from ivt2.modules.retrieval import RetrievalModule
+from ivt2.ops.sharding import shard
+from ivt2.optim.freezing import Frozen
+from ivt2.optim.parameter_groups import parameter_groups
+
+
+class ClipModule(RetrievalModule):
+    """Trains a :class:`ClipModel` on :class:`MediaTextBatch`, evaluates zero-shot retrieval on `RetrievalBatch`.
+
+    Logs ``train/loss`` and ``train/temperature``.
+
+    Args:
+        model: the network.
+        optimizer: makes the optimizer from parameter groups.
+        schedule: makes the schedule from the optimizer and ``total_steps``.
+        contrast: the loss; None is the softmax over the clips and the captions of all ranks.
+        masking: ``random`` hides patches anywhere in the clip, ``tube`` the same ones in every frame.
+        mask_ratio: share of hidden patches in [0, 1) for ``video`` and ``image`` (clips of one frame); the reference
+            hides none.
+        frozen: names of parts of ``model`` that do not learn and are held in evaluation mode: ``text_encoder``.
+        trained: names of parts below those that learn all the same: ``vision_encoder.clip_projector``.
+        initial: start weights of parts of ``model``, by its name, see :func:`load_initial`; ``train.py`` leaves
+            them out where a run resumes.
+
+    Raises:
+        InputError: unknown part, mask ratio out of range, or a bias of the model that the loss has no use for.
+    """
+
+    def __init__(
+        self,
+        model: ClipModel,
+        *,
+        optimizer: Callable[[Iterable[Any]], Optimizer],
+        schedule: Callable[..., LRScheduler],
+        contrast: Contrast | None = None,
+        masking: Literal["random", "tube"] = "random",
+        mask_ratio: Mapping[str, float] | None = None,
+        frozen: Sequence[str] = (),
+        trained: Sequence[str] = (),
+        initial: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(rerank_top_k=0)
+        self.model = model
+        self.contrast = Contrast() if contrast is None else contrast
+        self.contrast.check_bias(learned=model.logit_bias is not None)
+        self._masking = PatchMasking(masking, mask_ratio or {})
+        self._frozen = Frozen(model, frozen, trained)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.initial = initial or {}
+        self.last_masked: Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        """Check that the towers can take what the data holds; fill in the start weights."""
+        data = cast("TextDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+        for source, medium in data.media.items():
+            if medium == "audio":
+                raise InputError(
+                    f"datamodule.{source}: holds sounds without pictures, which CLIP cannot take: leave it out"
+                )
+        self.model.text_encoder.check_vocabulary(data.vocabulary)
+        if stage == "fit":
+            load_initial(self.model, self.initial)
+
+    def configure_model(self) -> None:
+        """Shard the blocks where the engine asks for it (``trainer=fsdp2``)."""
+        if self.device_mesh is not None:
+            shard(
+                self.model,
+                self.device_mesh["data_parallel"],
+                units=self.model.sharding_units(),
+                methods=self.model.ENTRY_POINTS,
+            )
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Set the mode of all but the frozen parts, which stay in evaluation mode."""
+        super().train(mode)
+        self._frozen.eval_mode()
+        return self
+
+    def on_train_start(self) -> None:
+        """Hold the frozen parts still: Lightning starts with the modes it finds, and warns of what is still before."""
+        self._frozen.eval_mode()
+
+    def on_train_batch_start(self, batch: MediaTextBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Keep the temperature in range."""
+        self.model.clamp_temperature()
+
+    def training_step(self, batch: MediaTextBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Contrast of the clips and captions of all ranks."""
+        self.last_masked = self._masking.draw(self.model.vision_encoder, batch["video"], batch["seed"])
+        visual = self.model.encode_video(batch["video"], self.last_masked)
+        textual = self.model.encode_text(batch["input_ids"])
+        temperature = self.model.read_temperature()
+        loss = self.contrast(visual, textual, temperature, batch["sample_id"], self.model.read_logit_bias())
+        size = len(batch["video"])
+        self.log("train/loss", loss.detach(), batch_size=size, sync_dist=True, prog_bar=True)
+        self.log("train/temperature", temperature.detach(), batch_size=size)
+        return loss
+
+    def encode_retrieval(self, batch: RetrievalBatch) -> RetrievalFeatures:
+        """Encode clips, whole, and all their captions."""
+        visual, textual = self.model.encode_video(batch["video"]), self.model.encode_text(batch["input_ids"])
+        return RetrievalFeatures({"v": visual}, {}, textual, textual.new_empty(0, 0, 0), batch["valid"])
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Decay matrices only; step the schedule with the optimizer."""
+        groups = parameter_groups(self.model.named_parameters(), no_weight_decay=self.model.no_weight_decay())
+        optimizer = self.optimizer(groups)
+        scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
