@@ -1,7 +1,8 @@
 """BERT whose last layers also look at visual tokens: the text and fusion encoder of stage 2.
 
 Layers below ``fusion_layer`` read text alone; the others have a cross-attention between self-attention and MLP.
-Letters are those of :mod:`ivt2.batch`; E is the width of the visual tokens.
+Letters are those of :mod:`ivt2.batch`; S counts the tokens of a clip or a sound, of width E, and P texts that look at B
+clips.
 """
 
 from functools import partial
@@ -14,30 +15,21 @@ from torch.nn.functional import gelu, linear
 from torch.utils.checkpoint import checkpoint
 
 from ivt2.errors import InputError
-from ivt2.ops.attention import Backend, attention, attention_weights
-
-HIDDEN_TEXT_BIAS = -10000.0
-"""Added to attention scores of padding. Source: BERT; cross-attention uses the least number of the dtype instead."""
+from ivt2.models.bert_layers import (
+    HIDDEN_TEXT_BIAS,
+    FeedForward,
+    FusionLayer,
+    Layout,
+    ResidualAttention,
+    Seen,
+    Selection,
+    TextLayer,
+    select,
+)
+from ivt2.ops.attention import Backend
 
 INIT_STD = 0.02
 """Standard deviation of new weights. Source: BERT (arXiv:1810.04805), released code."""
-
-
-def padding_bias(
-    valid: Bool[Tensor, "B M"] | None, hidden: float | None, dtype: torch.dtype
-) -> Float[Tensor, "B 1 1 M"] | None:
-    """Additive attention bias: 0 where a key is valid, ``hidden`` where it is not.
-
-    Args:
-        valid: True where a key is real; None if all are.
-        hidden: bias of the other keys; None means the least finite number of ``dtype``.
-        dtype: floating point type of the attention scores.
-    """
-    if valid is None:
-        return None
-    floor = torch.finfo(dtype).min if hidden is None else hidden
-    bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device).masked_fill(~valid, floor)
-    return bias[:, None, None, :]
 
 
 class Embedding(nn.Module):
@@ -79,126 +71,6 @@ class Embedding(nn.Module):
         return embedded
 
 
-class ResidualAttention(nn.Module):
-    """Multi-head attention, then dropout, residual and LayerNorm (post-norm).
-
-    Args:
-        embed_dim: width D of the tokens that ask.
-        num_heads: heads; divides ``embed_dim``.
-        context_dim: width of the tokens that are asked; ``embed_dim`` for self-attention.
-        hidden_bias: bias on the scores of padded keys; None means the least number of the dtype.
-        layer_norm_eps: epsilon of the LayerNorm.
-        dropout: ratio of output channels dropped in training.
-        attention_dropout: ratio of attention weights dropped in training.
-        backend: passed to :func:`ivt2.ops.attention.attention`.
-    """
-
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        num_heads: int,
-        context_dim: int,
-        hidden_bias: float | None,
-        layer_norm_eps: float,
-        dropout: float,
-        attention_dropout: float,
-        backend: Backend,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads
-        self.hidden_bias = hidden_bias
-        self.attention_dropout = attention_dropout
-        self.backend: Backend = backend
-        self.query = nn.Linear(embed_dim, embed_dim)
-        self.key = nn.Linear(context_dim, embed_dim)
-        self.value = nn.Linear(context_dim, embed_dim)
-        self.output = nn.Linear(embed_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
-
-    def _split_heads(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N head_dim"]:
-        batch, length, _ = tokens.shape
-        return tokens.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
-
-    def forward(
-        self, tokens: Float[Tensor, "B L D"], context: Float[Tensor, "B M E"], valid: Bool[Tensor, "B M"] | None
-    ) -> Float[Tensor, "B L D"]:
-        """Let ``tokens`` attend to ``context``, of which ``valid`` are real (None: all)."""
-        query, key, value = (
-            self._split_heads(part) for part in (self.query(tokens), self.key(context), self.value(context))
-        )
-        bias = padding_bias(valid, self.hidden_bias, query.dtype)
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed = attention(query, key, value, bias=bias, dropout=dropout, backend=self.backend)
-        output = self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
-        normed: Tensor = self.norm(output + tokens)
-        return normed
-
-    def weights(
-        self, tokens: Float[Tensor, "B L D"], context: Float[Tensor, "B M E"], valid: Bool[Tensor, "B M"] | None
-    ) -> Float[Tensor, "B heads L M"]:
-        """Attention weights that :meth:`forward` uses, without dropout; they sum to 1 over M."""
-        query, key = self._split_heads(self.query(tokens)), self._split_heads(self.key(context))
-        return attention_weights(query, key, bias=padding_bias(valid, self.hidden_bias, query.dtype))
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with exact GELU between them, then dropout, residual and LayerNorm (post-norm)."""
-
-    def __init__(self, *, embed_dim: int, mlp_dim: int, layer_norm_eps: float, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
-
-    def forward(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """Transform every token by itself."""
-        normed: Tensor = self.norm(self.dropout(self.fc2(gelu(self.fc1(tokens)))) + tokens)
-        return normed
-
-
-class TextLayer(nn.Module):
-    """Self-attention and MLP."""
-
-    def __init__(self, self_attention: ResidualAttention, feed_forward: FeedForward) -> None:
-        super().__init__()
-        self.self_attention = self_attention
-        self.feed_forward = feed_forward
-
-    def forward(self, tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
-        """Mix the tokens of each text."""
-        mixed: Tensor = self.feed_forward(self.self_attention(tokens, tokens, valid))
-        return mixed
-
-
-class FusionLayer(nn.Module):
-    """Self-attention, cross-attention to visual tokens, and MLP."""
-
-    def __init__(
-        self, self_attention: ResidualAttention, cross_attention: ResidualAttention, feed_forward: FeedForward
-    ) -> None:
-        super().__init__()
-        self.self_attention = self_attention
-        self.cross_attention = cross_attention
-        self.feed_forward = feed_forward
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "B L D"],
-        valid: Bool[Tensor, "B L"] | None,
-        vision_tokens: Float[Tensor, "B N E"],
-        vision_valid: Bool[Tensor, "B N"] | None,
-    ) -> Float[Tensor, "B L D"]:
-        """Mix the tokens of each text, then let them look at the clip."""
-        tokens = self.self_attention(tokens, tokens, valid)
-        tokens = self.cross_attention(tokens, vision_tokens, vision_valid)
-        mixed: Tensor = self.feed_forward(tokens)
-        return mixed
-
-
 class MaskedLMHead(nn.Module):
     """Linear, exact GELU, LayerNorm, then a decoder that shares the word embedding's matrix."""
 
@@ -213,6 +85,32 @@ class MaskedLMHead(nn.Module):
     ) -> Float[Tensor, "*batch vocabulary"]:
         """Logits over the vocabulary."""
         return linear(self.norm(gelu(self.dense(tokens))), word_embedding, self.bias)
+
+
+class Context(NamedTuple):
+    """What texts look at: keys and values of B clips or sounds for every fusion layer."""
+
+    keys: tuple[Float[Tensor, "B S D"], ...]
+    values: tuple[Float[Tensor, "B S D"], ...]
+    valid: Bool[Tensor, "B S"] | None = None
+    """True where a token is real; None if all are."""
+
+
+def join_contexts(first: Context, second: Context) -> Context:
+    """Let texts look at the tokens of both, those of the first before those of the second.
+
+    It is what :meth:`Bert.project` makes of the joined tokens, without projecting them again.
+
+    Raises:
+        ValueError: if one of them has padding.
+    """
+    if first.valid is not None or second.valid is not None:
+        raise ValueError("contexts with padding cannot be joined: project the joined tokens")
+    keys, values = (
+        tuple(torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))
+        for parts in ((first.keys, second.keys), (first.values, second.values))
+    )
+    return Context(keys, values)
 
 
 class Bert(nn.Module):
@@ -237,6 +135,7 @@ class Bert(nn.Module):
         attention: back end of :func:`ivt2.ops.attention.attention`.
         init_std: standard deviation of weights at the start; BERT's 0.02 is too small for a narrow model.
         checkpointing: recompute layers in the backward pass of training instead of keeping their activations.
+        packed: leave padding out of all that is computed; False computes it too, as the reference does.
 
     Raises:
         InputError: if ``num_heads`` does not divide ``embed_dim`` or ``fusion_layer`` is outside [0, depth].
@@ -265,6 +164,7 @@ class Bert(nn.Module):
         attention: Backend = "auto",
         init_std: float = INIT_STD,
         checkpointing: bool = False,
+        packed: bool = True,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -277,6 +177,7 @@ class Bert(nn.Module):
         self.encoder_width = encoder_width
         self.max_positions = max_positions
         self.checkpointing = checkpointing
+        self.packed = packed
         self.embedding = Embedding(
             vocab_size=vocab_size,
             embed_dim=embed_dim,
@@ -323,7 +224,7 @@ class Bert(nn.Module):
         valid: Bool[Tensor, "B L"] | None = None,
         token_type_ids: Int64[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Token states after the layers below ``fusion_layer``.
+        """Token states after the layers below ``fusion_layer``, 0 for padding.
 
         Args:
             input_ids: token ids.
@@ -333,40 +234,87 @@ class Bert(nn.Module):
         Raises:
             InputError: if the text is longer than ``max_positions``.
         """
-        tokens: Tensor = self.embedding(input_ids, token_type_ids)
+        padded: Tensor = self.embedding(input_ids, token_type_ids)
+        positions, layout = self._select(padded, valid)
+        tokens = _at(padded, positions)
         for layer in self.layers[: self.fusion_layer]:
-            tokens = self._run(layer, tokens, valid)
-        return tokens
+            tokens = self._run(layer, tokens, layout)
+        return _back(tokens, padded, positions)
+
+    def project(self, tokens: Float[Tensor, "B S E"], valid: Bool[Tensor, "B S"] | None = None) -> Context:
+        """Keys and values of each fusion layer, for texts that look at these tokens.
+
+        Args:
+            tokens: tokens of clips or sounds.
+            valid: True where one is real; None if all are.
+        """
+        projected = [layer.project(tokens) for layer in self._fusion_layers()]
+        return Context(tuple(key for key, _ in projected), tuple(value for _, value in projected), valid)
 
     def fuse(
         self,
-        text_tokens: Float[Tensor, "B L D"],
-        valid: Bool[Tensor, "B L"] | None,
-        vision_tokens: Float[Tensor, "B N E"],
-        vision_valid: Bool[Tensor, "B N"] | None = None,
-    ) -> Float[Tensor, "B L D"]:
-        """Token states after the layers from ``fusion_layer`` on, which also look at ``vision_tokens``.
+        text_tokens: Float[Tensor, "P L D"],
+        valid: Bool[Tensor, "P L"] | None,
+        context: Context,
+        rows: Int64[Tensor, "R"] | None = None,
+    ) -> Float[Tensor, "P L D"]:
+        """Token states after the layers from ``fusion_layer`` on, which also look at a context; 0 for padding.
 
         Args:
             text_tokens: result of :meth:`encode_text`.
             valid: True where a text token is real; None if all are.
-            vision_tokens: tokens of the clip that each text is paired with.
-            vision_valid: True where a visual token is real; None if all are.
+            context: result of :meth:`project` on B clips.
+            rows: clip of each of the last R texts. Those before look at clips 0 to B - 1 in turn, over and over, which
+                costs less than to name the same clips here.
+
+        Raises:
+            ValueError: if the texts before the last R are no multiple of B.
         """
-        tokens = text_tokens
-        for layer in self.layers[self.fusion_layer :]:
-            tokens = self._run(layer, tokens, valid, vision_tokens, vision_valid)
-        return tokens
+        _check_turns(len(text_tokens), context, rows)
+        positions, layout = self._select(text_tokens, valid)
+        tokens = _at(text_tokens, positions)
+        for layer, seen in self.fusion(context, rows):
+            tokens = self._run(layer, tokens, layout, seen)
+        return _back(tokens, text_tokens, positions)
+
+    def fuse_at(
+        self,
+        text_tokens: Float[Tensor, "P L D"],
+        valid: Bool[Tensor, "P L"] | None,
+        context: Context,
+        rows: Int64[Tensor, "R"] | None,
+        wanted: Bool[Tensor, "P L"],
+    ) -> Float[Tensor, "n D"]:
+        """What :meth:`fuse` says at the wanted positions, in their order; the last layer computes no others.
+
+        Args:
+            text_tokens: as in :meth:`fuse`.
+            valid: as in :meth:`fuse`.
+            context: as in :meth:`fuse`.
+            rows: as in :meth:`fuse`.
+            wanted: True at the n positions that are asked for.
+        """
+        _check_turns(len(text_tokens), context, rows)
+        layers = self.fusion(context, rows)
+        if not layers:
+            return text_tokens[wanted]
+        positions, layout = self._select(text_tokens, valid, wanted)
+        tokens = _at(text_tokens, positions)
+        for layer, seen in layers[:-1]:
+            tokens = self._run(layer, tokens, layout, seen)
+        layer, seen = layers[-1]
+        among = wanted.flatten() if positions is None else wanted.flatten()[positions]
+        return self._run(layer, tokens, layout, seen, among.nonzero().squeeze(1), select(wanted).layout)
 
     def forward(
         self,
         input_ids: Int64[Tensor, "B L"],
         valid: Bool[Tensor, "B L"] | None,
-        vision_tokens: Float[Tensor, "B N E"],
-        vision_valid: Bool[Tensor, "B N"] | None = None,
+        vision_tokens: Float[Tensor, "B S E"],
+        vision_valid: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """All layers: :meth:`encode_text`, then :meth:`fuse`."""
-        return self.fuse(self.encode_text(input_ids, valid), valid, vision_tokens, vision_valid)
+        """All layers: :meth:`encode_text`, then :meth:`fuse`, each text with its own clip."""
+        return self.fuse(self.encode_text(input_ids, valid), valid, self.project(vision_tokens, vision_valid))
 
     def predict_tokens(self, tokens: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch vocabulary"]:
         """Logits over the vocabulary; ``tokens`` may be a selection of positions, which saves memory.
@@ -389,7 +337,22 @@ class Bert(nn.Module):
             raise RuntimeError("pool needs a Bert built with pooler=True")
         return torch.tanh(self.pooler(tokens[:, 0]))
 
-    def _run(self, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
+    def _select(self, tokens: Tensor, valid: Tensor | None, wanted: Tensor | None = None) -> Selection:
+        """Positions to compute: all, or the real ones and those that are wanted all the same."""
+        if valid is None or not self.packed:
+            return Selection(None, Layout(len(tokens), tokens.shape[1], valid=valid))
+        return select(valid) if wanted is None else select(valid | wanted, valid)
+
+    def fusion(self, context: Context, rows: Tensor | None = None) -> list[tuple[FusionLayer, Seen]]:
+        """Each fusion layer with what it looks at."""
+        pairs = zip(context.keys, context.values, strict=True)
+        seen = (Seen(key, value, context.valid, rows) for key, value in pairs)
+        return list(zip(self._fusion_layers(), seen, strict=True))
+
+    def _fusion_layers(self) -> list[FusionLayer]:
+        return [layer for layer in self.layers if isinstance(layer, FusionLayer)]
+
+    def _run(self, layer: nn.Module, *arguments: object) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
             tokens: Tensor = checkpoint(layer, *arguments, use_reentrant=False)
         else:
@@ -405,23 +368,40 @@ class FusionAttention(NamedTuple):
 
 
 def fusion_attention(
-    bert: Bert,
-    text_tokens: Float[Tensor, "B L D"],
-    valid: Bool[Tensor, "B L"] | None,
-    vision_tokens: Float[Tensor, "B N E"],
-    vision_valid: Bool[Tensor, "B N"] | None = None,
+    bert: Bert, text_tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"] | None, context: Context
 ) -> list[FusionAttention]:
     """Where each fusion layer looks, for figures and tests; arguments as in :meth:`Bert.fuse`, without dropout."""
     maps = []
-    tokens = text_tokens
-    for layer in bert.layers[bert.fusion_layer :]:
-        assert isinstance(layer, FusionLayer)
-        text = layer.self_attention.weights(tokens, tokens, valid)
-        after_text = layer.self_attention(tokens, tokens, valid)
-        vision = layer.cross_attention.weights(after_text, vision_tokens, vision_valid)
+    layout = Layout(len(text_tokens), text_tokens.shape[1], valid=valid)
+    tokens = text_tokens.flatten(0, 1)
+    for layer, seen in bert.fusion(context):
+        attend = layer.self_attention
+        text = attend.weights(layout.spread(tokens), layout.spread(attend.key(tokens)), valid)
+        after_text = attend.among(tokens, layout, tokens, layout)
+        vision = layer.cross_attention.weights(layout.spread(after_text), seen.key, seen.valid)
         maps.append(FusionAttention(text, vision))
-        tokens = layer(tokens, valid, vision_tokens, vision_valid)
+        tokens = layer(tokens, layout, seen)
     return maps
+
+
+def _at(padded: Float[Tensor, "B L D"], positions: Int64[Tensor, "n"] | None) -> Float[Tensor, "n D"]:
+    flat = padded.flatten(0, 1)
+    return flat if positions is None else flat.index_select(0, positions)
+
+
+def _back(
+    tokens: Float[Tensor, "n D"], padded: Float[Tensor, "B L D"], positions: Int64[Tensor, "n"] | None
+) -> Float[Tensor, "B L D"]:
+    if positions is not None:
+        tokens = tokens.new_zeros(padded.shape[:2].numel(), tokens.shape[1]).index_copy(0, positions, tokens)
+    return tokens.view(padded.shape)
+
+
+def _check_turns(num_texts: int, context: Context, rows: Tensor | None) -> None:
+    num_in_turn = num_texts - (0 if rows is None else len(rows))
+    num_clips = len(context.keys[0]) if context.keys else max(num_in_turn, 1)
+    if num_in_turn and (num_clips == 0 or num_in_turn % num_clips):
+        raise ValueError(f"{num_in_turn} texts cannot look at {num_clips} clips in turn: name the clip of each")
 
 
 def _initialize(module: nn.Module, *, std: float) -> None:

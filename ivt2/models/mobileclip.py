@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ivt2.batch import Vocabulary
 from ivt2.errors import InputError
-from ivt2.models.bert import padding_bias
+from ivt2.models.bert_layers import padding_bias
 from ivt2.models.text_tower import check_padding, check_size, last_position
 from ivt2.nn.block import Block
 from ivt2.nn.init import init_weights

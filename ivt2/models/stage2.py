@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ivt2.errors import InputError
-from ivt2.models.bert import Bert
+from ivt2.models.bert import Bert, Context
 from ivt2.models.internvideo2 import Encoded, InternVideo2
 from ivt2.nn.aligning import Aligned, AligningDecoders
 
@@ -56,8 +56,8 @@ class Stage2Model(nn.Module):
     """
 
     ENTRY_POINTS: tuple[str, ...] = (
-        "encode_video", "encode_text", "embed_video", "embed_text", "match", "predict_tokens", "align",
-        "read_temperature", "read_logit_bias",
+        "encode_video", "encode_text", "embed_video", "embed_text", "project_tokens", "fuse", "fuse_at", "score_pairs",
+        "predict_words", "match", "predict_tokens", "align", "read_temperature", "read_logit_bias",
     )  # fmt: skip
     """Methods that read parameters: what a sharded engine has to know, since there is no single ``forward``."""
 
@@ -142,6 +142,56 @@ class Stage2Model(nn.Module):
         """Unit-length feature of captions in the shared space."""
         return F.normalize(self.text_proj(text.pooled), dim=-1)
 
+    def project_tokens(self, tokens: Float[Tensor, "B V F"]) -> Context:
+        """Keys and values of clips for all fusion layers: computed once, whatever number of captions looks at them.
+
+        Args:
+            tokens: as :meth:`encode_video` gives them.
+        """
+        return self.text_encoder.project(tokens)
+
+    def fuse(
+        self, text: EncodedText, context: Context, rows: Int64[Tensor, "R"] | None = None
+    ) -> Float[Tensor, "P L D"]:
+        """Captions after the fusion layers, in which they look at clips; 0 for padding.
+
+        Args:
+            text: the captions of the P pairs.
+            context: result of :meth:`project_tokens` on B clips.
+            rows: clip of each of the last R captions. Those before look at clips 0 to B - 1 in turn, over and over,
+                which costs less than to name the same clips here.
+
+        Raises:
+            ValueError: if the captions before the last R are no multiple of B.
+        """
+        return self.text_encoder.fuse(text.tokens, text.valid, context, rows)
+
+    def fuse_at(
+        self,
+        text: EncodedText,
+        context: Context,
+        rows: Int64[Tensor, "R"] | None,
+        wanted: Bool[Tensor, "P L"],
+    ) -> Float[Tensor, "S D"]:
+        """What :meth:`fuse` says at the S wanted positions, in their order; the last layer computes no others.
+
+        Args:
+            text: as in :meth:`fuse`.
+            context: as in :meth:`fuse`.
+            rows: as in :meth:`fuse`.
+            wanted: True at the start token of captions to be matched, and at words to be predicted.
+        """
+        return self.text_encoder.fuse_at(text.tokens, text.valid, context, rows, wanted)
+
+    def score_pairs(self, fused: Float[Tensor, "P D"]) -> Float[Tensor, "P 2"]:
+        """Logits of (no match, match) from the start tokens of captions that have looked at clips."""
+        logits: Tensor = self.matching_head(fused)
+        return logits
+
+    def predict_words(self, fused: Float[Tensor, "S D"]) -> Float[Tensor, "S vocabulary"]:
+        """Logits over the vocabulary from fused tokens; it is too wide to score every position."""
+        return self.text_encoder.predict_tokens(fused)
+
     def match(self, text: EncodedText, vision_tokens: Float[Tensor, "P V F"]) -> Float[Tensor, "P 2"]:
         """Logits of (no match, match) for pairs of captions and clips.
 
@@ -149,12 +199,10 @@ class Stage2Model(nn.Module):
             text: the captions of the P pairs.
             vision_tokens: the visual tokens of the clips of the P pairs.
         """
-        return self._match(self.matching_head, text, vision_tokens)
+        return self.score_pairs(self._fuse_start(text, vision_tokens))
 
-    def _match(self, head: nn.Module, text: EncodedText, tokens: Tensor) -> Tensor:
-        fused = self.text_encoder.fuse(text.tokens, text.valid, tokens)
-        logits: Tensor = head(fused[:, 0])
-        return logits
+    def _fuse_start(self, text: EncodedText, tokens: Tensor) -> Tensor:
+        return self.fuse_at(text, self.project_tokens(tokens), None, start_tokens(text.valid))
 
     def predict_tokens(
         self,
@@ -169,10 +217,10 @@ class Stage2Model(nn.Module):
             input_ids: the corrupted captions.
             valid: True where a text token is real.
             vision_tokens: visual tokens of the clip of each caption.
-            selected: True at the S positions to predict; the vocabulary is too wide to score every position.
+            selected: True at the S positions to predict.
         """
-        fused = self.text_encoder(input_ids, valid, vision_tokens)
-        return self.text_encoder.predict_tokens(fused[selected])
+        text = self.encode_text(input_ids, valid)
+        return self.predict_words(self.fuse_at(text, self.project_tokens(vision_tokens), None, selected))
 
     def align(self, encoded: Encoded, masked: Bool[Tensor, "B N"] | None = None, *, image: bool = False) -> Aligned:
         """Features in the teacher's space.
@@ -214,6 +262,13 @@ class Stage2Model(nn.Module):
         """Blocks that a sharded engine gathers one at a time."""
         yield from self.vision_encoder.blocks
         yield from self.text_encoder.layers
+
+
+def start_tokens(valid: Bool[Tensor, "P L"]) -> Bool[Tensor, "P L"]:
+    """True at the first token of each caption, which is what the matching heads read."""
+    wanted = torch.zeros_like(valid)
+    wanted[:, 0] = True
+    return wanted
 
 
 def token_projection(width: int, fusion_dim: int) -> nn.Sequential:

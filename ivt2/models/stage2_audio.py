@@ -55,7 +55,8 @@ class Stage2AudioVisualModel(Stage2Model):
 
     ENTRY_POINTS = (
         *Stage2Model.ENTRY_POINTS,
-        "encode_audio", "embed_audio", "embed_audio_visual", "match_audio", "match_audio_visual",
+        "encode_audio", "embed_audio", "embed_audio_visual", "score_audio_pairs", "score_audio_visual_pairs",
+        "match_audio", "match_audio_visual",
     )  # fmt: skip
 
     def __init__(
@@ -113,15 +114,35 @@ class Stage2AudioVisualModel(Stage2Model):
         both = torch.cat([self.audio_proj(audio.pooled), self.vision_proj(video.pooled)], dim=-1)
         return F.normalize(self.audio_visual_fusion(both), dim=-1)
 
+    def score_audio_pairs(self, fused: Float[Tensor, "P D"]) -> Float[Tensor, "P 2"]:
+        """Logits of (no match, match) from the start tokens of captions that have looked at sounds.
+
+        Raises:
+            RuntimeError: if the model was built with ``audio_matching=False``.
+        """
+        if self.audio_matching_head is None:
+            raise RuntimeError("score_audio_pairs needs a model built with audio_matching=True")
+        logits: Tensor = self.audio_matching_head(fused)
+        return logits
+
+    def score_audio_visual_pairs(self, fused: Float[Tensor, "P D"]) -> Float[Tensor, "P 2"]:
+        """Logits of (no match, match) from the start tokens of captions that have looked at clips with sound.
+
+        Raises:
+            RuntimeError: if the model was built with ``audio_visual_matching=False``.
+        """
+        if self.audio_visual_matching_head is None:
+            raise RuntimeError("score_audio_visual_pairs needs a model built with audio_visual_matching=True")
+        logits: Tensor = self.audio_visual_matching_head(fused)
+        return logits
+
     def match_audio(self, text: EncodedText, audio_tokens: Float[Tensor, "P S F"]) -> Float[Tensor, "P 2"]:
         """Logits of (no match, match) for pairs of captions and sounds; arguments as in :meth:`match`.
 
         Raises:
             RuntimeError: if the model was built with ``audio_matching=False``.
         """
-        if self.audio_matching_head is None:
-            raise RuntimeError("match_audio needs a model built with audio_matching=True")
-        return self._match(self.audio_matching_head, text, audio_tokens)
+        return self.score_audio_pairs(self._fuse_start(text, audio_tokens))
 
     def match_audio_visual(
         self, text: EncodedText, audio_tokens: Float[Tensor, "P S F"], vision_tokens: Float[Tensor, "P V F"]
@@ -131,9 +152,7 @@ class Stage2AudioVisualModel(Stage2Model):
         Raises:
             RuntimeError: if the model was built with ``audio_visual_matching=False``.
         """
-        if self.audio_visual_matching_head is None:
-            raise RuntimeError("match_audio_visual needs a model built with audio_visual_matching=True")
-        return self._match(self.audio_visual_matching_head, text, join_tokens(audio_tokens, vision_tokens))
+        return self.score_audio_visual_pairs(self._fuse_start(text, join_tokens(audio_tokens, vision_tokens)))
 
     def sharding_units(self) -> Iterator[nn.Module]:
         """Blocks that a sharded engine gathers one at a time."""

@@ -14,13 +14,16 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, units: Iterable[nn.Module], met
     Args:
         model: the network.
         mesh: one-dimensional mesh of ranks.
-        units: its blocks, each of which is gathered alone, while it is needed.
+        units: its blocks, each of which is gathered alone, while it is needed. Methods of theirs that read parameters,
+            beside ``forward``, are named by their ``ENTRY_POINTS``.
         methods: names of methods of ``model`` that read parameters; called by itself, each gathers what it needs.
     """
     if isinstance(model, FSDPModule):
         return
     for unit in units:
         fully_shard(unit, mesh=mesh)
+        for method in getattr(unit, "ENTRY_POINTS", ()):
+            register_fsdp_forward_method(unit, method)
     fully_shard(model, mesh=mesh)
     for method in methods:
         register_fsdp_forward_method(model, method)

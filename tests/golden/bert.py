@@ -37,7 +37,14 @@ def untie(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith("position_ids")}
 
 
-def build_bert(config: dict, *, fusion_layer: int | None = None, pooler: bool = False, masked_lm: bool = True) -> Bert:
+def build_bert(
+    config: dict,
+    *,
+    fusion_layer: int | None = None,
+    pooler: bool = False,
+    masked_lm: bool = True,
+    packed: bool = True,
+) -> Bert:
     """The text encoder that a reference configuration describes, in eval mode; ``fusion_layer`` cuts it off there."""
     return Bert(
         vocab_size=config["vocab_size"],
@@ -55,4 +62,5 @@ def build_bert(config: dict, *, fusion_layer: int | None = None, pooler: bool = 
         pad_id=config["pad_token_id"],
         pooler=pooler,
         masked_lm=masked_lm,
+        packed=packed,
     ).eval()

@@ -3,7 +3,8 @@ import torch
 import transformers
 
 from ivt2.errors import InputError
-from ivt2.models.bert import Bert, FusionLayer, TextLayer, fusion_attention, padding_bias
+from ivt2.models.bert import Bert, fusion_attention, join_contexts
+from ivt2.models.bert_layers import FusionLayer, TextLayer, padding_bias
 from tests.golden.bert import rename_bert
 
 CONFIG = {
@@ -95,7 +96,7 @@ def test_forward_is_text_then_fusion(text, vision):
     bert = perturb(build()).eval()
     input_ids, valid = text
     vision_valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    fused = bert.fuse(bert.encode_text(input_ids, valid), valid, vision, vision_valid)
+    fused = bert.fuse(bert.encode_text(input_ids, valid), valid, bert.project(vision, vision_valid))
     torch.testing.assert_close(bert(input_ids, valid, vision, vision_valid), fused, atol=0, rtol=0)
 
 
@@ -118,28 +119,32 @@ def test_vision_matters_only_in_fusion(text, vision):
     assert (first - bert(input_ids, valid, vision + 1)).abs().max() > 1e-3
     text_only = perturb(build(fusion_layer=3)).eval()
     tokens = text_only.encode_text(input_ids, valid)
-    assert text_only.fuse(tokens, valid, vision) is tokens
+    assert torch.equal(text_only.fuse(tokens, valid, text_only.project(vision)), tokens)
+    assert torch.equal(text_only.fuse_at(tokens, valid, text_only.project(vision), None, valid), tokens[valid])
 
 
 def test_fusion_attention_is_what_the_layer_uses(text, vision):
     bert = perturb(build(depth=4)).eval()
     input_ids, valid = text
     vision_valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    maps = fusion_attention(bert, bert.encode_text(input_ids, valid), valid, vision, vision_valid)
+    seen = bert.project(vision, vision_valid)
+    maps = fusion_attention(bert, bert.encode_text(input_ids, valid), valid, seen)
     assert len(maps) == 2
     for attention in maps:
         torch.testing.assert_close(attention.text.sum(-1), torch.ones(2, 4, 6))
         torch.testing.assert_close(attention.vision.sum(-1), torch.ones(2, 4, 6))
         assert attention.text[1, :, :, 3:].max() == 0
         assert attention.vision[1, :, :, 3:].max() == 0
-    # Values weighted by the last map and sent through the rest of the layer give the layer's result.
-    layer = bert.layers[3]
-    tokens = layer.self_attention(*(bert.layers[2](bert.encode_text(*text), valid, vision, vision_valid),) * 2, valid)
-    cross = layer.cross_attention
-    values = cross.value(vision).view(2, 5, 4, 6).transpose(1, 2)
-    mixed = (maps[1].vision @ values).transpose(1, 2).flatten(2)
-    expected = layer.feed_forward(cross.norm(cross.output(mixed) + tokens))
-    torch.testing.assert_close(bert(*text, vision, vision_valid), expected, atol=1e-5, rtol=1e-5)
+    # Values weighted by the maps and sent through the rest of the layer give the layer's result.
+    tokens = bert.encode_text(input_ids, valid)
+    for layer, attention in zip(bert.layers[2:], maps, strict=True):
+        for part, weights, asked in (
+            (layer.self_attention, attention.text, tokens), (layer.cross_attention, attention.vision, vision)
+        ):  # fmt: skip
+            values = part.value(asked if part is layer.cross_attention else tokens).view(2, -1, 4, 6).transpose(1, 2)
+            tokens = part.norm(part.output((weights @ values).transpose(1, 2).flatten(2)) + tokens)
+        tokens = layer.feed_forward(tokens)
+    torch.testing.assert_close(bert(*text, vision, vision_valid)[valid], tokens[valid], atol=1e-5, rtol=1e-5)
 
 
 def test_padding_bias_values():
@@ -249,3 +254,115 @@ def test_bad_input_is_named():
         build(fusion_layer=4)
     with pytest.raises(InputError, match="11 tokens exceeds max_positions=10"):
         build().encode_text(torch.ones(1, 11, dtype=torch.int64))
+
+
+def pairs_of(bert, num_clips=3):
+    """Texts of different lengths, four for each clip, clips, and the clip of each text."""
+    generator = torch.Generator().manual_seed(4)
+    num = 4 * num_clips
+    valid = torch.arange(8) < torch.randint(1, 8, (num, 1), generator=generator)
+    tokens = torch.randn(num, 8, bert.embed_dim, generator=generator)
+    clips = torch.randn(num_clips, 5, bert.encoder_width, generator=generator)
+    wrong = torch.randint(num_clips, (num_clips,), generator=generator)
+    return tokens, valid, clips, torch.cat([torch.arange(num_clips).repeat(3), wrong])
+
+
+def results_of(bert, fuse, tokens, clips):
+    """What a weighting of the fused tokens and all its gradients are."""
+    bert.zero_grad()
+    tokens, clips = tokens.clone().requires_grad_(), clips.clone().requires_grad_()
+    fused = fuse(tokens, clips)
+    (fused * torch.randn(fused.shape, generator=torch.Generator().manual_seed(6))).sum().backward()
+    learned = [each.grad for each in bert.layers[bert.fusion_layer :].parameters()]
+    return [fused.detach(), tokens.grad, clips.grad, *learned]
+
+
+@pytest.mark.parametrize("num_named", [0, 3, 6, 12])
+def test_keys_projected_once_serve_all_texts_of_a_clip(num_named):
+    bert = perturb(build(depth=4)).eval()
+    tokens, valid, clips, rows = pairs_of(bert)
+    rows = torch.cat([torch.arange(3).repeat(4), rows])[-12:] if num_named else torch.arange(3).repeat(4)
+    expected = results_of(bert, lambda text, seen: bert.fuse(text, valid, bert.project(seen[rows])), tokens, clips)
+    named = rows[12 - num_named :] if num_named else None
+    actual = results_of(bert, lambda text, seen: bert.fuse(text, valid, bert.project(seen), named), tokens, clips)
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_texts_that_make_no_full_turn_are_refused():
+    bert = build()
+    tokens, valid, clips, rows = pairs_of(bert)
+    with pytest.raises(ValueError, match="10 texts cannot look at 3 clips in turn"):
+        bert.fuse(tokens, valid, bert.project(clips), rows[:2])
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_last_layer_computes_the_wanted_positions_alone(depth):
+    bert = perturb(build(depth=depth)).eval()
+    tokens, valid, clips, rows = pairs_of(bert)
+    wanted = valid & (torch.rand(valid.shape, generator=torch.Generator().manual_seed(7)) < 0.4)
+    wanted[:6] = torch.arange(8) == 0
+    wanted[7] = False
+    context = bert.project(clips)
+    expected = results_of(
+        bert, lambda text, seen: bert.fuse(text, valid, bert.project(seen), rows)[wanted], tokens, clips
+    )
+    actual = results_of(
+        bert, lambda text, seen: bert.fuse_at(text, valid, bert.project(seen), rows, wanted), tokens, clips
+    )
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    assert bert.fuse_at(tokens, valid, context, rows, torch.zeros_like(valid)).shape == (0, 24)
+    # A position that is wanted is computed although the text has ended before.
+    beyond = torch.arange(8).expand(12, 8) == 7
+    plain = perturb(build(depth=depth, packed=False)).eval()
+    padded = plain.fuse(tokens, valid, plain.project(clips), rows)[beyond]
+    torch.testing.assert_close(bert.fuse_at(tokens, valid, context, rows, beyond), padded, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_equals_padded(text, vision):
+    """At valid positions, also where these have gaps; padding is zero."""
+    packed, padded = perturb(build()).eval(), perturb(build(packed=False)).eval()
+    input_ids = torch.randint(1, 61, (4, 7), generator=torch.Generator().manual_seed(8))
+    valid = (
+        torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0]]) > 0
+    )
+    clips = vision[[0, 1, 1, 0]]
+    vision_valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[[0, 1, 1, 0]]
+    gradients = []
+    for bert in (packed, padded):
+        bert(input_ids, valid, clips, vision_valid)[valid].square().sum().backward()
+        gradients.append([each.grad for name, each in bert.named_parameters() if "head" not in name])
+    expected = padded(input_ids, valid, clips, vision_valid)
+    actual = packed(input_ids, valid, clips, vision_valid)
+    torch.testing.assert_close(actual[valid], expected[valid], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(*gradients, atol=2e-5, rtol=1e-4)
+    assert actual[~valid].abs().max() == 0
+    assert packed.encode_text(input_ids, valid)[~valid].abs().max() == 0
+
+
+def test_padding_is_not_computed():
+    bert = build(depth=4)
+    widths = []
+    for layer in bert.layers:
+        layer.register_forward_pre_hook(lambda _, given: widths.append(len(given[0])))
+    _, valid, clips, rows = pairs_of(bert)
+    bert.fuse(bert.encode_text(torch.ones_like(valid, dtype=torch.int64), valid), valid, bert.project(clips), rows)
+    assert widths == [int(valid.sum())] * 4
+
+
+def test_joined_contexts_are_those_of_the_joined_tokens(text, vision):
+    bert = perturb(build(depth=4)).eval()
+    sound = torch.randn(2, 3, CONFIG["encoder_width"], generator=torch.Generator().manual_seed(9))
+    joined = join_contexts(bert.project(sound), bert.project(vision))
+    expected = bert.project(torch.cat([sound, vision], dim=1))
+    torch.testing.assert_close(joined, expected)
+    with pytest.raises(ValueError, match="padding"):
+        join_contexts(joined, bert.project(vision, torch.ones(2, 5, dtype=torch.bool)))
+
+
+def test_nothing_to_read_stays_finite(vision):
+    bert = perturb(build()).eval()
+    nothing = torch.zeros(2, 6, dtype=torch.bool)
+    start = torch.arange(6).expand(2, 6) == 0
+    text = bert.encode_text(torch.ones(2, 6, dtype=torch.int64), nothing)
+    assert bert.fuse(text, nothing, bert.project(vision)).abs().max() == 0
+    assert bert.fuse_at(text, nothing, bert.project(vision), None, start).isfinite().all()

@@ -54,7 +54,7 @@ def run_bert(network: Bert, *, padded: bool = True) -> dict[str, Tensor]:
     device, dtype = place(network), network.embedding.word.weight.dtype
     valid = VALID.to(device) if padded else None
     text = network.encode_text(INPUT_IDS.to(device), valid)
-    fused = network.fuse(text, valid, VISION_TOKENS.to(device, dtype))
+    fused = network.fuse(text, valid, network.project(VISION_TOKENS.to(device, dtype)))
     keep = VALID if padded else torch.ones_like(VALID)
     return {"tokens": text[keep], "pooled": text[:, 0], "fused": fused[keep]}
 

@@ -186,7 +186,7 @@ def test_visual_tokens_are_brought_to_the_width_of_the_fusion_once():
     assert norm.eps == 1e-5
     assert torch.equal(encoded.pooled, raw.pooled)
     text = model.encode_text(input_ids, valid)
-    fused = model.text_encoder.fuse(text.tokens, valid, expected)
+    fused = model.fuse(text, model.project_tokens(expected))
     torch.testing.assert_close(model.match(text, encoded.tokens), model.matching_head(fused[:, 0]))
     words = model.predict_tokens(input_ids, valid, encoded.tokens, valid)
     torch.testing.assert_close(words, model.text_encoder.predict_tokens(fused[valid]))

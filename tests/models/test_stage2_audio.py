@@ -79,12 +79,12 @@ def test_feature_of_both_comes_from_projections_of_any_length(model, inputs):
 def test_captions_look_at_audio_or_at_audio_then_vision(model, inputs):
     video, fbank, input_ids, valid = inputs
     text, audio, encoded = model.encode_text(input_ids, valid), model.encode_audio(fbank), model.encode_video(video)
-    heard = model.text_encoder.fuse(text.tokens, valid, audio.tokens)[:, 0]
+    heard = model.fuse(text, model.project_tokens(audio.tokens))[:, 0]
     torch.testing.assert_close(model.match_audio(text, audio.tokens), model.audio_matching_head(heard))
     both = join_tokens(audio.tokens, encoded.tokens)
     assert torch.equal(both[:, :6], audio.tokens)
     assert torch.equal(both[:, 6:], encoded.tokens)
-    perceived = model.text_encoder.fuse(text.tokens, valid, both)[:, 0]
+    perceived = model.fuse(text, model.project_tokens(both))[:, 0]
     expected = model.audio_visual_matching_head(perceived)
     torch.testing.assert_close(model.match_audio_visual(text, audio.tokens, encoded.tokens), expected)
     assert model.predict_tokens(input_ids, valid, both, valid).shape == (int(valid.sum()), 40)
@@ -127,9 +127,9 @@ def test_engines_know_all_blocks_and_methods(model):
     encoders = (model.vision_encoder.blocks, model.text_encoder.layers, model.audio_encoder.layers)
     assert units == [layer for layers in encoders for layer in layers]
     assert all(callable(getattr(model, name)) for name in model.ENTRY_POINTS)
-    assert {name for name in dir(model) if name.startswith(("encode_", "embed_", "match"))} - {
-        "matching_head", "encode_segments",
-    } <= set(model.ENTRY_POINTS)  # fmt: skip
+    prefixes = ("encode_", "embed_", "fuse", "match", "project_", "predict_", "score_")
+    methods = {name for name in dir(model) if name.startswith(prefixes)}
+    assert methods - {"matching_head", "encode_segments"} <= set(model.ENTRY_POINTS)
 
 
 def test_empty_batch_passes_through(model, inputs):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ivt2.losses.masked_lm import MaskDraws, mask_tokens, masked_lm_loss
-from ivt2.models.bert import Bert, FusionLayer, fusion_attention
+from ivt2.models.bert import Bert, fusion_attention
+from ivt2.models.bert_layers import FusionLayer, Layout
 from tests.golden.bert import build_bert, rename_bert, untie
 from tests.golden.case import Case
 
 
-def load(case: Case, model: str) -> Bert:
+def load(case: Case, model: str, *, packed: bool = False) -> Bert:
     state = {rename_bert(name): value for name, value in untie(case.state(model)).items()}
     fusion = any(".cross_attention." in name for name in state)
     bert = build_bert(
@@ -22,6 +23,7 @@ def load(case: Case, model: str) -> Bert:
         fusion_layer=None if fusion else case.config["fusion_layer"],
         pooler="pooler.weight" in state,
         masked_lm="masked_lm_head.bias" in state,
+        packed=packed,
     )
     bert.load_state_dict(state)
     return bert
@@ -59,25 +61,29 @@ def check(case: Case) -> None:
 
     with torch.no_grad():
         text = bert.encode_text(ids, valid)
+        seen = bert.project(vision, vision_valid)
         close("text_last", text)
         close("text_last_noattmask", bert.encode_text(ids))
         close("embeddings", bert.embedding(ids))
         close("embeddings_typed", bert.embedding(ids, inputs["token_type_ids"]))
         states = [bert.embedding(ids)]
+        layout = Layout(*valid.shape, valid=valid)
         for layer in bert.layers[: bert.fusion_layer]:
-            states.append(layer(states[-1], valid))
+            states.append(layout.spread(layer(layout.collect(states[-1]), layout)))
         close("text_hidden_states", torch.stack(states))
-        close("fusion_last", bert.fuse(text, valid, vision, vision_valid))
-        close("fusion_last_novatt", bert.fuse(text, valid, vision))
+        close("fusion_last", bert.fuse(text, valid, seen))
+        close("fusion_last_novatt", bert.fuse(text, valid, bert.project(vision)))
         close("multimodal_last", bert(ids, valid, vision, vision_valid))
-        first = fusion_attention(bert, text, valid, vision, vision_valid)[0]
+        first = fusion_attention(bert, text, valid, seen)[0]
         close("fusion_self_attn_first", first.text)
         close("fusion_cross_attn_first", first.vision)
         pooled = load(case, "pooled")
         close("pooler", pooled.pool(pooled.encode_text(ids, valid)))
+        packed = load(case, "mlm", packed=True)(ids, valid, vision, vision_valid)
+    torch.testing.assert_close(packed[valid], case.outputs["multimodal_last"][valid], atol=1e-5, rtol=1e-4)
 
     # Without gradient in the text layers, as recorded.
-    logits = bert.predict_tokens(bert.fuse(text, valid, vision, vision_valid))
+    logits = bert.predict_tokens(bert.fuse(text, valid, bert.project(vision, vision_valid)))
     close("mlm_logits", logits)
     total, count = masked_lm_loss(logits, inputs["labels"])
     close("mlm_loss", total / count)

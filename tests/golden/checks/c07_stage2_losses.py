@@ -35,7 +35,7 @@ class Matcher(nn.Module):
         inputs = case.inputs
         pairs = matching_pairs(negatives)
         text, valid = inputs["text_embeds"][pairs.text], inputs["text_atts"][pairs.text].bool()
-        fused = self.bert.fuse(text, valid, inputs["vision_embeds"][pairs.vision])
+        fused = self.bert.fuse(text, valid, self.bert.project(inputs["vision_embeds"]), pairs.vision)
         total, count = matching_loss(self.head(fused[:, 0]), pairs.label)
         return total / count
 

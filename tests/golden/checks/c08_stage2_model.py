@@ -95,7 +95,7 @@ def encode(case: Case, model: Stage2Model) -> dict[str, Tensor]:
     textual, visual = model.embed_text(text), model.embed_video(videos)
     results = {
         "txt_feat": textual,
-        "enc_text_embeds": text.tokens,
+        "enc_text_embeds": _with_padding(model, case),
         "enc_text_pooled": text.pooled,
         "vid_feat_all": visual,
     }
@@ -109,6 +109,14 @@ def encode(case: Case, model: Stage2Model) -> dict[str, Tensor]:
     probabilities = (100 * visual[: len(outputs["predict_probs"])] @ textual.T).softmax(dim=-1)
     best = probabilities.topk(outputs["predict_probs"].shape[1])
     return results | {"predict_probs": best.values, "predict_idx": best.indices}
+
+
+def _with_padding(model: Stage2Model, case: Case) -> Tensor:
+    """Token states as recorded, for padding too, which we otherwise leave out."""
+    model.text_encoder.packed = False
+    text = model.encode_text(*tokenize(case.config["texts"], case.config["max_txt_l"]))
+    model.text_encoder.packed = True
+    return text.tokens
 
 
 @torch.no_grad()
