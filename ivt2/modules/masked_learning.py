@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,8 +23,8 @@ from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage1 import Stage1Student, StudentLayers
 from ivt2.models.teacher import Teacher
+from ivt2.modules.decoder_checks import check_decoders
 from ivt2.modules.masked_targets import MaskedTargets, Masking, Role, Targets
-from ivt2.nn.aligning import AligningDecoders, FeatureDecoder
 from ivt2.ops.distributed import all_gather, global_mean
 from ivt2.ops.sharding import shard
 from ivt2.optim.parameter_groups import parameter_groups
@@ -220,34 +220,11 @@ def _check_patches(name: str, encoder: InternVideo2, first: InternVideo2) -> Non
 def _check_term(name: str, student: Stage1Student, term: str, teacher: Teacher) -> None:
     """Refuse a student that cannot be compared with its teacher in a term."""
     role = TERMS[term]
-    decoders = student.clip_decoders if role == "clip" else student.mae_decoders
-    where = f"student {name!r}: {role}_decoders" if name else f"student: {role}_decoders"
-    if decoders is None:
-        raise InputError(f"{where} are missing: add them, or set weights.{term}=0")
-    decoder: nn.Module
-    if term == "clip_final":
-        decoder, wanted = decoders.final, teacher.final_dim
-    else:
-        decoder, wanted = decoders.decoders[0], teacher.encoder.embed_dim
-        _check_layers(where, decoders, teacher)
-    if not isinstance(decoder, FeatureDecoder) or wanted is None:
-        whose = f"the {role}_teacher has" if wanted is None else f"{where} have"
-        raise InputError(f"{whose} no pooled vector to compare: set weights.{term}=0")
-    width = decoder.norm.normalized_shape[0]
-    if width != wanted:
-        raise InputError(f"{where} give width {width}, the {role}_teacher {wanted}: build them with that width")
-    if not decoder.normalize:
-        raise InputError(
-            f"{where} do not normalise, but the loss compares unit vectors: build them with normalize=true"
-        )
-
-
-def _check_layers(where: str, decoders: AligningDecoders, teacher: Teacher) -> None:
-    number, taps = len(decoders.decoders), len(teacher.taps)
-    if number != taps:
-        raise InputError(
-            f"{where} are {number} for {taps} taps of the teacher: tap as many blocks as there are decoders"
-        )
-    if decoders.num_prefix != teacher.num_prefix:
-        wanted = "true" if teacher.num_prefix else "false"
-        raise InputError(f"{where} and their teacher differ in the CLS token: build them with cls_token={wanted}")
+    check_decoders(
+        student.clip_decoders if role == "clip" else student.mae_decoders,
+        teacher,
+        pooled=term == "clip_final",
+        where=f"student {name!r}: {role}_decoders" if name else f"student: {role}_decoders",
+        whose=f"the {role}_teacher",
+        remedy=f"set weights.{term}=0",
+    )

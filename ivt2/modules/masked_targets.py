@@ -105,7 +105,7 @@ class MaskedTargets:
         self._grid_frames, self._patches = encoder.grid_frames, encoder.num_patches_per_frame
         self._longest = max(encoder.tubelet_size, *(each.encoder.tubelet_size for each in teachers.values()))
         for role, teacher in teachers.items():
-            _check_patches(role, teacher, encoder)
+            check_patches(f"{role}_teacher", teacher, encoder)
             self._stride(f"{role}_teacher", teacher.encoder.tubelet_size)
         self.stride = self._stride("student", encoder.tubelet_size)
         self.num_frames = encoder.num_frames * self.stride
@@ -117,9 +117,7 @@ class MaskedTargets:
             InputError: A weight is not finite.
         """
         for role, teacher in self._teachers.items():
-            for name, parameter in teacher.named_parameters():
-                if not parameter.isfinite().all():
-                    raise InputError(f"{role}_teacher: {name} holds NaN or infinity: convert the teacher's file again")
+            check_finite(f"{role}_teacher", teacher)
 
     def to(self, device: torch.device) -> None:
         """Move the teachers.
@@ -202,16 +200,41 @@ def _of_views(
     return TeacherFeatures(torch.cat([view.middle for view in views], dim=1), final, None)
 
 
-def _check_patches(role: Role, teacher: Teacher, encoder: InternVideo2) -> None:
+def check_finite(name: str, teacher: Teacher) -> None:
+    """Refuse a teacher that cannot say anything.
+
+    Args:
+        name: what it is called.
+        teacher: whose weights are looked at.
+
+    Raises:
+        InputError: A weight is not finite.
+    """
+    for weight, parameter in teacher.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{name}: {weight} holds NaN or infinity: convert the teacher's file again")
+
+
+def check_patches(name: str, teacher: Teacher, encoder: InternVideo2) -> None:
+    """Refuse a teacher that cuts clips into other patches than a student does.
+
+    Args:
+        name: what it is called.
+        teacher: who sees all.
+        encoder: the student's.
+
+    Raises:
+        InputError: Patches on a side, or positions in time, differ.
+    """
     own = teacher.encoder
     if own.grid_size != encoder.grid_size:
         raise InputError(
-            f"{role}_teacher: cuts a frame into {own.grid_size} x {own.grid_size} patches, the student into "
+            f"{name}: cuts a frame into {own.grid_size} x {own.grid_size} patches, the student into "
             f"{encoder.grid_size} x {encoder.grid_size}: set the teacher's image_size={encoder.grid_size} * patch_size"
         )
     # A network of images takes any number of them.
     if own.num_frames > 1 and own.grid_frames != encoder.grid_frames:
         raise InputError(
-            f"{role}_teacher: has {own.grid_frames} positions in time, the student {encoder.grid_frames}: set the "
+            f"{name}: has {own.grid_frames} positions in time, the student {encoder.grid_frames}: set the "
             f"teacher's num_frames={encoder.grid_frames * own.tubelet_size}"
         )

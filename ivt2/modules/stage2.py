@@ -1,15 +1,15 @@
-"""Stage 2: align clips with captions by contrast (VTC), matching (VTM) and masked language modelling (MLM).
+"""Stage 2: align clips and sounds with captions by contrast, matching and masked language modelling.
 
-    loss = w_vtc * L_contrastive + w_vtm * L_matching + w_mlm * L_masked_lm        (arXiv:2403.15377, section 3.2)
+    loss = sum over terms of weight * term, of those that a batch's medium serves    (arXiv:2403.15377, section 3.2)
 
 Every random choice about a sample is a hash of its seed, so it does not depend on ranks, workers or what ran before.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import IntEnum
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Bool
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,65 +17,54 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Self
 
 from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule, Vocabulary
+from ivt2.checkpoint.initial import load_initial
 from ivt2.errors import InputError
-from ivt2.losses.contrastive import contrastive_loss
-from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
-from ivt2.losses.matching import hard_negatives, matching_loss, matching_pairs
+from ivt2.losses.contrast import Contrast
 from ivt2.metrics.retrieval_evaluation import Match, RetrievalFeatures
-from ivt2.models.stage2 import EncodedText, Stage2Model
+from ivt2.models.stage2 import Stage2Model
+from ivt2.models.teacher import Teacher
+from ivt2.modules.patch_masking import PatchMasking
 from ivt2.modules.retrieval import RetrievalModule
+from ivt2.modules.stage2_alignment import TeacherAlignment
+from ivt2.modules.stage2_encoding import EncodedBatch, StepEncoder, corrupt
+from ivt2.modules.stage2_fusion import Stream, fused_losses
 from ivt2.modules.stage2_retrieval import encode_retrieval, matching_heads
-from ivt2.ops.distributed import all_gather, global_mean
-from ivt2.ops.masking import check_mask_ratio, random_masking, tube_masking
+from ivt2.modules.stage2_terms import StepTerms, check_parts, check_sources, parse_terms
 from ivt2.ops.random import uniform
 from ivt2.ops.sharding import shard
 from ivt2.optim.freezing import Frozen
 from ivt2.optim.parameter_groups import parameter_groups
 
 
-class Stream(IntEnum):
-    """Purposes that a sample's seed serves; a number is never given to another purpose."""
-
-    MASK = 1
-    NEGATIVES = 2
-    MASKED_LM = 3
-
-
-class EncodedBatch(NamedTuple):
-    """A batch after both encoders."""
-
-    batch: MediaTextBatch
-    vision_tokens: Tensor
-    """[B, 1+Nv, D_v]"""
-    visual: Tensor
-    """[B, E], unit length"""
-    text: EncodedText
-    textual: Tensor
-    """[B, E], unit length"""
-    temperature: Tensor
-    """[1]"""
-
-
 class Stage2Module(RetrievalModule):
     """Trains a :class:`Stage2Model` on :class:`MediaTextBatch`, evaluates zero-shot retrieval on `RetrievalBatch`.
+
+    Logs ``train/loss`` and ``train/loss_<term>`` of the terms that a step has.
 
     Args:
         model: the network.
         optimizer: makes the optimizer from parameter groups.
         schedule: makes the schedule from the optimizer and ``total_steps``.
-        terms: weight of each loss, of ``vtc``, ``vtm``, ``mlm``; one that is 0 or not named is not computed.
+        terms: weight of each loss, or its ``weight`` and the kind of ``caption`` that it reads, see
+            ``ivt2.modules.stage2_terms``; one that is 0 or not named is not computed. A step computes those that the
+            medium of its batch serves. A source that delivers no kinds of captions gives its main one for any.
         masking: ``random`` hides tokens anywhere in the clip, ``tube`` the same ones in every frame.
         mask_ratio: share of hidden visual tokens in [0, 1) for ``video`` and ``image`` (clips of one frame).
         masked_lm_probability: share of words to predict. The reference uses 0.5, BERT used 0.15.
         negatives_group: hard negatives are mined within consecutive groups of so many samples; None is the batch of
             this rank, as in the reference. A size that divides every rank's batch makes training independent of ranks.
-        reference_gradient_scale: scale the contrastive gradient by one over the number of ranks, as the reference does.
+        contrast: the loss of ``vtc`` and its kin; None is the softmax over all ranks.
+        encode_chunk: clips, and captions, that an encoder takes at a time, at least 1; None takes all at once. Their
+            activations are recomputed in the backward pass, so that a step costs the memory of a chunk, and its loss
+            and gradients are those of the whole batch. What is dropped at random is drawn for each chunk.
+        teacher: says what the term ``uta`` compares with; None where there is no such term.
         rerank_top_k: candidates of each query that the matching head scores again; 0 leaves re-ranking out.
+        initial: start weights of parts of ``model``, by its name, see ``load_initial``; not read where a run resumes.
         frozen: names of parts of ``model`` that do not learn and are held in evaluation mode: ``vision_encoder``.
         trained: names of parts below those that learn all the same: ``vision_encoder.clip_projector``.
 
     Raises:
-        InputError: unknown term or part, or mask ratio out of range.
+        InputError: unknown term or part, a term without what it needs, or a number out of range.
     """
 
     def __init__(
@@ -84,44 +73,51 @@ class Stage2Module(RetrievalModule):
         *,
         optimizer: Callable[[Iterable[Any]], Optimizer],
         schedule: Callable[..., LRScheduler],
-        terms: Mapping[str, float],
+        terms: Mapping[str, float | Mapping[str, Any]],
         masking: Literal["random", "tube"] = "random",
         mask_ratio: Mapping[str, float],
         masked_lm_probability: float = 0.5,
         negatives_group: int | None = None,
-        reference_gradient_scale: bool = False,
+        contrast: Contrast | None = None,
+        encode_chunk: int | None = None,
+        teacher: Teacher | None = None,
         rerank_top_k: int = 128,
+        initial: Mapping[str, Mapping[str, Any]] | None = None,
         frozen: Sequence[str] = (),
         trained: Sequence[str] = (),
     ) -> None:
         super().__init__(rerank_top_k=rerank_top_k)
-        self._losses = {"vtc": self._contrastive, "vtm": self._matching, "mlm": self._masked_lm}
-        if not any(terms.values()) or set(terms) - set(self._losses):
-            raise InputError(f"terms={dict(terms)}: name at least one of {', '.join(self._losses)}, with a weight")
-        for ratio in mask_ratio.values():
-            check_mask_ratio(ratio)
+        self.terms = parse_terms(terms)
+        check_parts(self.terms, model, teacher=teacher is not None)
+        self.contrast = Contrast() if contrast is None else contrast
+        if any(each.term.kind == "contrast" for each in self.terms):
+            self.contrast.check_bias(learned=model.logit_bias is not None)
         self.model = model
         self._frozen = Frozen(model, frozen, trained)
+        self._masking = PatchMasking(masking, mask_ratio)
+        self._alignment = None if teacher is None else TeacherAlignment(teacher, model)
+        taps = () if self._alignment is None else self._alignment.taps
+        self._encoder = StepEncoder(model, taps=taps, chunk=encode_chunk)
         self.optimizer = optimizer
         self.schedule = schedule
-        self.terms = {term: weight for term, weight in terms.items() if weight}
-        self.masking = masking
-        self.mask_ratio = dict(mask_ratio)
         self.masked_lm_probability = masked_lm_probability
         self.negatives_group = negatives_group
-        self.reference_gradient_scale = reference_gradient_scale
+        self.initial = dict(initial or {})
         self.vocabulary: Vocabulary | None = None
         self.last_masked: Tensor | None = None
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Take over the vocabulary of the data, after checking that the encoders can take what the data holds."""
+    def setup(self, stage: str) -> None:
+        """Take over the vocabulary, check that data and network fit, and fill in the start weights of a new run."""
         data = cast("TextDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
         for source, medium in data.media.items():
-            if medium == "audio":
+            if medium == "audio" and not hasattr(self.model, "audio_encoder"):
                 raise InputError(
                     f"datamodule.{source}: holds sounds without pictures, for which this model has no encoder; leave "
-                    "it out, or set its medium where its samples have pictures too"
+                    "it out, use module=stage2_audio, or set its medium where its samples have pictures too"
                 )
+        if stage == "fit":
+            training = {source: medium for source, medium in data.media.items() if source.startswith("train.")}
+            check_sources(self.terms, training, data.caption_kinds)
         vocabulary = data.vocabulary
         if vocabulary.size > self.model.text_encoder.vocab_size:
             raise InputError(
@@ -129,6 +125,10 @@ class Stage2Module(RetrievalModule):
                 f"{self.model.text_encoder.vocab_size}: raise it, or train a smaller vocabulary"
             )
         self.vocabulary = vocabulary
+        if stage == "fit" and self._alignment is not None:
+            self._alignment.check_weights()
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            load_initial(self.model, self.initial)
 
     def configure_model(self) -> None:
         """Shard the blocks where the engine asks for it (``trainer=fsdp2``)."""
@@ -153,79 +153,59 @@ class Stage2Module(RetrievalModule):
         """
         self._frozen.eval_mode()
 
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the device, which Lightning does not know of."""
+        if self._alignment is not None:
+            self._alignment.to(self.device)
+
     def on_train_batch_start(self, batch: MediaTextBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Keep the temperature in range."""
         self.model.clamp_temperature()
 
     def training_step(self, batch: MediaTextBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Weighted sum of the named terms."""
+        """Weighted sum of the terms that the batch serves."""
+        terms = StepTerms.of(self.terms, batch)
         encoded = self.encode(batch)
-        losses = {term: self._losses[term](encoded) for term in self.terms}
-        loss = torch.stack([weight * losses[term] for term, weight in self.terms.items()]).sum()
-        size = len(batch["video"])
+        losses = self._contrasts(encoded, terms) | self._alignments(encoded, terms)
+        losses |= fused_losses(self.model, encoded, terms, negatives_group=self.negatives_group)
+        loss = torch.stack([each.weight * losses[each.name] for each in terms.terms]).sum()
+        size = len(batch["seed"])
         for term, value in losses.items():
             self.log(f"train/loss_{term}", value.detach(), batch_size=size, sync_dist=True)
         self.log("train/loss", loss.detach(), batch_size=size, sync_dist=True, prog_bar=True)
         return loss
 
     def encode(self, batch: MediaTextBatch) -> EncodedBatch:
-        """Encode clips, of which most tokens are hidden, and captions."""
-        self.last_masked = self._draw_mask(batch)
-        encoded = self.model.encode_video(batch["video"], self.last_masked)
-        text = self.model.encode_text(batch["input_ids"], batch["valid"])
-        visual, textual = self.model.embed_video(encoded), self.model.embed_text(text)
-        return EncodedBatch(batch, encoded.tokens, visual, text, textual, self.model.read_temperature())
+        """What the terms read: clips, of which most tokens are hidden, sounds, and captions."""
+        terms = StepTerms.of(self.terms, batch)
+        self.last_masked = self._draw_mask(batch) if "video" in terms.modalities else None
+        hidden = {}
+        if terms.corrupted:
+            assert self.vocabulary is not None, "setup() takes the vocabulary over"
+            noise = uniform(batch["seed"], 4 * batch["input_ids"].shape[1], Stream.MASKED_LM)
+            hidden = corrupt(batch, terms.corrupted, self.vocabulary, noise, probability=self.masked_lm_probability)
+        return self._encoder(batch, terms, self.last_masked, hidden)
 
-    def _draw_mask(self, batch: MediaTextBatch) -> Tensor | None:
-        encoder = self.model.vision_encoder
-        num_frames = batch["video"].shape[1]
-        ratio = self.mask_ratio.get("video" if num_frames > 1 else "image", 0.0)
-        if ratio == 0:
-            return None
-        grid_frames = num_frames // encoder.tubelet_size
-        num_draws = encoder.num_patches_per_frame * (grid_frames if self.masking == "random" else 1)
-        noise = uniform(batch["seed"], num_draws, Stream.MASK)
-        return random_masking(noise, ratio) if self.masking == "random" else tube_masking(noise, ratio, grid_frames)
+    def _draw_mask(self, batch: MediaTextBatch) -> Bool[Tensor, "B N"] | None:
+        return self._masking.draw(self.model.vision_encoder, batch["video"], batch["seed"])
 
-    def _contrastive(self, encoded: EncodedBatch) -> Tensor:
-        """Clips against the captions of all ranks."""
-        visual, textual = (
-            all_gather(feature, reference_gradient_scale=self.reference_gradient_scale)
-            for feature in (encoded.visual, encoded.textual)
-        )
-        return contrastive_loss(visual, textual, encoded.temperature, all_gather(encoded.batch["sample_id"]))
+    def _contrasts(self, encoded: EncodedBatch, terms: StepTerms) -> dict[str, Tensor]:
+        """Each pair of sides against the pairs of all ranks."""
+        losses = {}
+        for name, term, _, caption in terms.of_kind("contrast"):
+            other = encoded.features["video"] if term.partner == "video" else encoded.textual[caption]
+            losses[name] = self.contrast(
+                encoded.features[term.view], other, encoded.temperature, encoded.batch["sample_id"], encoded.bias
+            )
+        return losses
 
-    def _matching(self, encoded: EncodedBatch) -> Tensor:
-        """Each pair, and each half of it with the wrong other half, through the fusion layers."""
-        negatives = hard_negatives(
-            encoded.visual,
-            encoded.textual,
-            encoded.temperature,
-            encoded.batch["sample_id"],
-            uniform(encoded.batch["seed"], 2, Stream.NEGATIVES),
-            group_size=self.negatives_group,
-        )
-        pairs = matching_pairs(negatives)
-        text = EncodedText(encoded.text.tokens[pairs.text], encoded.text.valid[pairs.text])
-        logits = self.model.match(text, encoded.vision_tokens[pairs.vision])
-        return global_mean(*matching_loss(logits, pairs.label))
-
-    def _masked_lm(self, encoded: EncodedBatch) -> Tensor:
-        """Predict hidden words of the captions from the other words and from the clip."""
-        assert self.vocabulary is not None, "setup() takes the vocabulary over"
-        input_ids, valid = encoded.batch["input_ids"], encoded.batch["valid"]
-        corrupted, labels = mask_tokens(
-            input_ids,
-            MaskDraws.from_uniform(uniform(encoded.batch["seed"], 4 * input_ids.shape[1], Stream.MASKED_LM)),
-            vocab_size=self.vocabulary.size,
-            mask_id=self.vocabulary.mask_id,
-            pad_id=self.vocabulary.pad_id,
-            cls_id=self.vocabulary.cls_id,
-            probability=self.masked_lm_probability,
-        )
-        selected = labels != IGNORED
-        logits = self.model.predict_tokens(corrupted, valid, encoded.vision_tokens, selected)
-        return global_mean(*masked_lm_loss(logits, labels[selected]))
+    def _alignments(self, encoded: EncodedBatch, terms: StepTerms) -> dict[str, Tensor]:
+        """Visible tokens against what the teacher says of the whole clip."""
+        named = terms.of_kind("alignment")
+        if self._alignment is None or encoded.video is None or not named:
+            return {}
+        loss = self._alignment(self.model, encoded.batch["video"], encoded.video, self.last_masked)
+        return {each.name: loss for each in named}
 
     def encode_retrieval(self, batch: RetrievalBatch) -> RetrievalFeatures:
         """Encode clips, whole, and all their captions."""

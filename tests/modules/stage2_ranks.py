@@ -6,6 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from ivt2.losses.contrast import Contrast
 from tests.modules.stage2_case import batch, make
 
 SHARES = {"even": ((0, 1, 2, 3), (4, 5, 6, 7)), "uneven": ((0, 1, 2, 3), (4,)), "one empty": ((0, 1, 2), ())}
@@ -34,7 +35,7 @@ def run(rank):
     found = {name: step(shares[rank]) for name, shares in SHARES.items()}
     only = {"terms": {"vtc": 1.0}}
     found["default"] = step(SHARES["even"][rank], **only)
-    found["reference"] = step(SHARES["even"][rank], reference_gradient_scale=True, **only)
+    found["reference"] = step(SHARES["even"][rank], contrast=Contrast(reference_gradient_scale=True), **only)
     return found
 
 

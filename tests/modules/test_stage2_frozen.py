@@ -15,6 +15,7 @@ class Data(pl.LightningDataModule):
     def __init__(self):
         super().__init__()
         self.vocabulary, self.media = VOCABULARY, {"train.toy": "video"}
+        self.caption_kinds = {}
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader([batch()] * 2, batch_size=None)
@@ -111,10 +112,10 @@ def test_modes_hold_after_every_validation(tmp_path):
 def test_what_drops_in_frozen_towers_is_off(frozen):
     module = build(frozen).train()
     first, second = module.encode(batch()), module.encode(batch())
-    assert torch.equal(first.vision_tokens, second.vision_tokens) == (VISION in frozen)
-    assert torch.equal(first.text.tokens, second.text.tokens) == (TEXT in frozen)
-    assert first.vision_tokens.requires_grad != (VISION in frozen)  # so that nothing is kept for a backward pass
-    assert first.text.tokens.requires_grad != (TEXT in frozen)
+    assert torch.equal(first.tokens["video"], second.tokens["video"]) == (VISION in frozen)
+    assert torch.equal(first.captions[None].tokens, second.captions[None].tokens) == (TEXT in frozen)
+    assert first.tokens["video"].requires_grad != (VISION in frozen)  # so that nothing is kept for a backward pass
+    assert first.captions[None].tokens.requires_grad != (TEXT in frozen)
     assert module.model.vision_encoder.norm_of_batch.num_batches_tracked == (0 if VISION in frozen else 2)
 
 
