@@ -31,6 +31,8 @@ class ValidateConfig(Protocol):
     """Samples to decode: a share in [0, 1] or a count."""
     captions: bool
     """Every sample needs a caption."""
+    caption_kinds: list[str]
+    """Kinds of captions that every sample needs besides."""
     num_frames: int
     """Frames to decode of each video."""
     hashes: bool
@@ -153,6 +155,7 @@ def main(cfg: ValidateConfig) -> None:
             process=process,
             num_processes=num_processes,
             captions=cfg.captions,
+            caption_kinds=cfg.caption_kinds,
             num_frames=cfg.num_frames,
             seed=cfg.seed,
             on_samples=lambda num_samples: bar.advance(task, num_samples),

@@ -7,7 +7,7 @@ import hashlib
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivt2.data.annotations import captions_of, facts_of, segment_of
+from ivt2.data.captions import kinds_of
 from ivt2.data.containers import DecodeError, Limits
 from ivt2.data.findings import Findings
 from ivt2.data.isolation import DecoderProcess
@@ -46,6 +47,7 @@ def validate(
     process: DecoderProcess,
     num_processes: int = 1,
     captions: bool = True,
+    caption_kinds: Sequence[str] = (),
     num_frames: int = 8,
     seed: int = 0,
     on_samples: Callable[[int], object] = lambda _: None,
@@ -58,6 +60,7 @@ def validate(
         process: decodes them; each of several processes starts one like it.
         num_processes: how many read and decode.
         captions: a sample needs a caption; False for sets of labels, conversations or media alone.
+        caption_kinds: kinds of captions that each sample needs besides.
         num_frames: frames to decode of each video, evenly spread.
         seed: chooses, with the size of the set, the samples to decode and those whose language is told.
         on_samples: called with the number of samples that were done since.
@@ -76,6 +79,7 @@ def validate(
         told=choose_samples(len(shards), _MAX_TEXTS, seed),
         process=process,
         captions=captions,
+        needed_kinds=caption_kinds,
         num_frames=num_frames,
     )
     findings = Findings()
@@ -129,6 +133,7 @@ class _Check:
     """Samples whose main caption's language is told."""
     process: DecoderProcess
     captions: bool
+    needed_kinds: Sequence[str]
     num_frames: int
 
     def __call__(self, samples: range) -> Findings:
@@ -172,13 +177,15 @@ class _Check:
             raise SampleError("media_missing")
         facts = facts_of(members)
         segment_of(facts)
+        stated = kinds_of(members)
+        if not set(self.needed_kinds).issubset(stated):
+            raise SampleError("caption_kind_missing")
         findings.captions_per_sample.append(len(texts))
         findings.caption_lengths.extend(map(len, texts))
         findings.caption_words.extend(len(text.split()) for text in normalized)
         findings.captions_not_ascii += sum(any(c.isalpha() and not c.isascii() for c in text) for text in texts)
         findings.texts += texts[: int(self.told[index])]
-        if isinstance(kinds := facts.get("caption_kinds"), dict):
-            findings.caption_kinds.update(kind for kind, said in kinds.items() if said)
+        findings.caption_kinds.update(stated)
         return facts
 
     def _try_media(self, index: int, facts: Mapping[str, Any], findings: Findings) -> None:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ivt2.data.captions import CaptionReader, choose_caption
+from ivt2.data.captions import CaptionReader, choose_caption, kinds_of
 from ivt2.data.ledger import SampleError
 
 
@@ -28,6 +28,21 @@ def test_captions_of_too_few_words_are_not_used():
     with pytest.raises(SampleError, match="text_too_short"):
         CaptionReader(min_words=2)(members(caption="dog"))
     assert len(CaptionReader()(several).text) == 4
+
+
+def test_one_kind_may_stand_in_place_of_the_annotated_captions():
+    found = CaptionReader(instead="audio", kinds=["fused"])(members(caption="A dog.", caption_kinds=KINDS))
+    assert found.annotated == ["Barking!", "A bark."]
+    assert found.text == ["barking", "a bark"]
+    assert found.kinds == {"fused": ["a dog barks"]}
+    assert CaptionReader(instead="audio", min_words=2)(members(caption_kinds=KINDS)).annotated == ["A bark."]
+    with pytest.raises(SampleError, match="caption_kind_missing"):
+        CaptionReader(instead="video")(members(caption="A dog.", caption_kinds=KINDS))
+
+
+def test_the_kinds_that_a_sample_has():
+    assert kinds_of(members(caption_kinds={**KINDS, "video": []})) == ["fused", "audio", "speech"]
+    assert kinds_of(members(caption="A dog.")) == kinds_of({"txt": b"A dog."}) == []
 
 
 KINDS = {"fused": ["A dog barks."], "audio": ["Barking!", "A bark."], "speech": ["Sit!"]}

@@ -217,5 +217,58 @@ def test_a_question_never_gives_its_answer_away(train):
         assert f" {facts['answer']} " not in facts["question"].replace("?", " ")
 
 
+@pytest.fixture(scope="module")
+def twins():
+    return make_scenes("train", 1000, 0, twins=True)
+
+
+def test_twins_share_their_words_and_differ_in_their_tones(twins):
+    pairs = list(zip(*[iter(twins)] * 2, strict=True))
+    assert len({first.combination for first, _ in pairs}) == len(pairs) == 500
+    for first, second in pairs:
+        assert first.combination == second.combination
+        assert first.tone != second.tone
+        assert first.background != second.background or first.offset != second.offset
+    assert {(first.tone, second.tone) for first, second in pairs} == set(itertools.permutations(TONES, 2))
+
+
+def test_the_tone_of_a_twin_tells_nothing_of_its_motion(twins):
+    shown = Counter((scene.combination.motion, scene.tone) for scene in twins)
+    assert set(shown) == set(itertools.product(MOTIONS, TONES))
+    assert max(shown.values()) < 2 * min(shown.values())
+    assert max(Counter(scene.tone for scene in twins).values()) < 400
+
+
+def test_only_captions_with_sound_tell_twins_apart():
+    for first, second in zip(*[iter(make_scenes("test", 200, 0, twins=True))] * 2, strict=True):
+        kinds, others = first.facts()["caption_kinds"], second.facts()["caption_kinds"]
+        assert set(kinds["video"]) == set(others["video"])
+        assert len(set(kinds["video"])) == len(set(kinds["audio"])) == 4
+        for kind in ("audio", "audio_video", "fused"):
+            assert set(kinds[kind]).isdisjoint(others[kind])
+            assert all(f" {first.tone}" in text for text in kinds[kind])
+        assert not any(" tone" in text or " sounds" in text for text in kinds["video"])
+        assert kinds["fused"] == first.facts()["captions"]
+
+
+def test_captions_of_kinds_use_the_words_of_the_vocabulary(twins):
+    tokens = set(VOCABULARY_FILE.read_text(encoding="utf-8").splitlines())
+    for scene in twins[:200]:
+        for texts in scene.captions_by_kind.values():
+            assert {word for text in texts for word in text.replace(",", " ,").split()} <= tokens
+
+
+def test_twins_do_not_depend_on_how_many_are_drawn(twins):
+    assert make_scenes("train", 7, 0, twins=True) == twins[:7]
+    assert make_scenes("train", 7, 1, twins=True) != twins[:7]
+    # recorded: the same tones must come out under every numpy
+    assert [scene.tone for scene in twins[:6]] == ["middle", "high", "high", "low", "middle", "low"]
+
+
+def test_scenes_that_are_no_twins_say_nothing_of_kinds(train):
+    assert "caption_kinds" not in train[0].facts()
+    assert all(scene.tone == TONE_OF_MOTION[scene.combination.motion] for scene in train)
+
+
 def _with(scene, words):
     return replace(scene, combination=words)

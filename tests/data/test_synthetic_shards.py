@@ -5,10 +5,13 @@ import json
 import tarfile
 
 import av
+import numpy as np
 import pytest
 
+from ivt2.data.audio import decode_audio
 from ivt2.data.synthetic import make_scenes
 from ivt2.data.synthetic_media import encode_scene
+from ivt2.data.synthetic_render import TONE_HZ
 from ivt2.data.synthetic_shards import FACTS_NAME, write_synthetic
 from ivt2.errors import InputError
 
@@ -42,6 +45,17 @@ def test_shards_hold_a_clip_and_its_facts(tmp_path):
     assert sum(shard.duration_s for shard in manifest.shards) == pytest.approx(sum(s.duration_s for s in scenes))
 
 
+def test_twins_are_written_with_their_own_sound(tmp_path):
+    write(tmp_path, num_clips=2, twins=True)
+    read, scenes = members(tmp_path), make_scenes("train", 2, 0, twins=True)
+    for scene in scenes:
+        assert json.loads(read[f"{scene.key}.json"]) == scene.facts()
+        assert read[f"{scene.key}.mp4"] == encode_scene(scene, 64)
+    heard = [decode_audio(read[f"{scene.key}.mp4"]).numpy() for scene in scenes]
+    loudest = [np.abs(np.fft.rfft(samples)).argmax() * 16_000 / len(samples) for samples in heard]
+    assert loudest == pytest.approx([TONE_HZ[scene.tone] for scene in scenes], abs=5)
+
+
 def test_size_of_the_frames_is_the_one_asked_for(tmp_path):
     write(tmp_path, num_clips=1, image_size=48)
     with av.open(io.BytesIO(members(tmp_path)["train_000000.mp4"])) as container:
@@ -57,7 +71,7 @@ def test_what_is_there_is_not_written_again(tmp_path):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"seed": 1}, {"num_clips": 9}, {"image_size": 48}, {"samples_per_shard": 5}, {"split": "test"}],
+    [{"seed": 1}, {"num_clips": 9}, {"image_size": 48}, {"samples_per_shard": 5}, {"split": "test"}, {"twins": True}],
     ids=lambda changed: next(iter(changed)),
 )
 def test_other_facts_are_written_anew_and_nothing_old_remains(tmp_path, changed):

@@ -108,6 +108,19 @@ def test_each_fault_is_counted_once_under_its_reason(faulty, process):
     assert json.loads(json.dumps(facts)) == facts
 
 
+@pytest.mark.parametrize(("kinds", "missing"), [(["audio"], ["none"]), (["audio", "video"], ["none", "heard"])])
+def test_kinds_of_captions_that_are_asked_for_must_be_there(tmp_path, process, kinds, missing):
+    stated = {"both": {"audio": ["Barking!"], "video": ["a dog"]}, "heard": {"audio": ["Barking!"], "video": []}}
+    with ShardWriter(tmp_path, max_samples=9, max_bytes=1 << 20) as writer:
+        writer.write("none", {"mp4": CLIP, "txt": b"a dog"})
+        for key, each in stated.items():
+            writer.write(key, {"mp4": CLIP, "json": {"caption": "a dog", "caption_kinds": each}})
+    shards = ShardSet.open(tmp_path)
+    found = validate(shards, decode=0, process=process, caption_kinds=kinds)
+    assert found.examples == {"caption_kind_missing": missing}
+    assert not validate(shards, decode=0, process=process).reasons
+
+
 def test_several_processes_find_the_same(faulty, process, monkeypatch):
     expected = validate(faulty, decode=1.0, process=process).to_json()
     monkeypatch.setattr(validation, "_PIECE", 4)

@@ -206,6 +206,40 @@ def joined(parts):
     return source, [sample for part in parts for sample in part[1]], content
 
 
+@pytest.mark.parametrize(("kind", "captions", "expected"), [
+    (None, "all", ["all {}", "seen {}"]), ("audio", "all", ["heard {}", "noise {}"]), ("audio", "first", ["heard {}"]),
+])  # fmt: skip
+def test_evaluation_ranks_captions_of_one_kind(sources, kind, captions, expected):
+    source = {"shards": sources["video"], "caption_kind": kind, "captions": captions}
+    module = ready(val={"web": source}, stage="validate", eval_batch_size=3)
+    batch = next(iter(module.val_dataloader()[0]))
+    assert batch["caption"] == [text.format(number) for number in range(3) for text in expected]
+    ids, _ = module.tokenizer(batch["caption"])
+    assert torch.equal(batch["input_ids"], ids)
+    assert batch["clip_of_caption"].tolist() == [number for number in range(3) for _ in expected]
+
+
+def lacking(number):
+    """A sample whose captions are of no kind."""
+    return {"mkv": sounding(4), "json": {"caption": f"all {number}"}}
+
+
+def test_a_kind_that_no_sample_has_is_refused_at_the_start(tmp_path):
+    folder = write_media(tmp_path / "some", "video", 5, {0: lacking(0)})
+    module = ready({"web": {"shards": folder, "caption_kinds": ["audio"]}}, global_batch_size=5)
+    skipped = next(iter(module.train_dataloader()))["skipped"]
+    assert [(each.key, each.reason) for each in skipped] == [("video00", "caption_kind_missing")]
+    with pytest.raises(
+        InputError, match=r"datamodule\.train\.web: its first 5 .* kind speech \(found: audio, fused, video\)"
+    ):
+        ready({"web": {"shards": folder, "caption_kinds": ["audio", "speech"]}})
+    none = write_media(tmp_path / "none", "video", 3, {number: lacking(number) for number in range(3)})
+    with pytest.raises(InputError, match=r"datamodule\.val\.web: its first 3 .* kind fused \(found: none at all\)"):
+        ready(val={"web": {"shards": none, "caption_kind": "fused"}}, stage="validate")
+    broken = write_media(tmp_path / "broken", "video", 2, {number: {"mkv": b"", "json": b"{"} for number in range(2)})
+    ready(val={"web": {"shards": broken, "caption_kind": "fused"}}, stage="validate")
+
+
 def some_steps(sources, state, *, world, num_workers, num):
     """The next global batches on so many ranks, and the state after them."""
     parts = []
@@ -259,6 +293,7 @@ MISTAKES = [
     ({"shards": "x", "caption_kinds": "audio"}, "caption_kinds=audio: give a list"),
     ({"shards": "x", "caption_kinds": ["audio", "audio"]}, "list of different kinds"),
     ({"shards": "x", "caption_kinds": None}, "caption_kinds=None"),
+    ({"shards": "x", "caption_kind": "audio"}, r"train\.web: caption_kind is for evaluation"),
 ]
 
 
@@ -269,7 +304,12 @@ def test_mistakes_in_the_options_of_a_source_are_named(options, message):
 
 
 def test_mistakes_of_evaluation_sets_and_batch_sizes_are_named(sources):
-    for options, message in (({"captions": "random"}, "use all or first"), ({"caption_kinds": ["a"]}, "for training")):
+    for options, message in (
+        ({"captions": "random"}, "use all or first"),
+        ({"caption_kinds": ["a"]}, "give caption_kind"),
+        ({"caption_kind": ["a"]}, "name one kind"),
+        ({"caption_kind": ""}, "name one kind"),
+    ):
         with pytest.raises(InputError, match=message):
             datamodule(val={"web": {"shards": "x", **options}})
     with pytest.raises(InputError, match=r"global_batch_size\.sound: is no medium; give a size for image, video"):
