@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import nn
 
@@ -325,7 +325,13 @@ def _audio_encoder(name: str, title: str, part: Part, num_mels: int) -> Release:
 
 
 def _text_encoder(
-    name: str, title: str, build: Callable[[], nn.Module], part: Part, *, tokenizer: str, dim: int
+    name: str,
+    title: str,
+    build: Callable[[], nn.Module],
+    part: Part,
+    *,
+    tokenizer: Literal["bert", "llama", "clip"],
+    dim: int,
 ) -> Release:
     return Release(
         name=name,
@@ -336,7 +342,7 @@ def _text_encoder(
         num_frames=1,
         image_size=1,
         dim=dim,
-        tokenizer="bert" if tokenizer == "bert" else "clip",
+        tokenizer=tokenizer,
         tasks="text features, a part of other releases; no video",
     )
 
@@ -414,6 +420,14 @@ def _text_encoders() -> Iterator[Release]:
         tokenizer="clip",
         dim=512,
     )
+    yield _text_encoder(
+        "internvl-c-text",
+        "Text encoder of InternVL-C, LLaMA-7B with adapters, the one of InternVideo2-CLIP-1B and 6B",
+        published.llama_7b,
+        Part("model", text.LLAMA, _INTERNVL_FILE, _INTERNVL_REPOSITORY, NOT_STATED),
+        tokenizer="llama",
+        dim=768,
+    )
 
 
 def _all() -> Iterator[Release]:
@@ -477,5 +491,6 @@ NUM_PARAMETERS: Mapping[str, int] = MappingProxyType({
     "videomae-v2-g": 1_011_610_752,
     "bert-large-uncased": 335_174_458,
     "mobileclip-b-text": 63_428_096,
+    "internvl-c-text": 6_692_417_536,
 })
 """Parameters of each network, shared ones once; stated here because counting them means building all networks."""
