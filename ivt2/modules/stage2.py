@@ -152,6 +152,7 @@ class Stage2Module(RetrievalModule):
         Not before, since it warns of parts that it finds in evaluation mode.
         """
         self._frozen.eval_mode()
+        self._encoder.check_chunks()
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device, which Lightning does not know of."""
@@ -212,8 +213,8 @@ class Stage2Module(RetrievalModule):
         return encode_retrieval(self.model, batch)
 
     def matching_heads(self) -> Mapping[str, Match]:
-        """Matching heads of the network, by the view that they judge."""
-        return matching_heads(self.model)
+        """Matching heads that the terms train, by the view that they judge."""
+        return matching_heads(self.model, self.terms)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Decay matrices only; step the schedule with the optimizer."""

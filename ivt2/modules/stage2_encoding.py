@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ivt2.batch import MediaTextBatch, TextTokens, Vocabulary
+from ivt2.errors import InputError
 from ivt2.losses.masked_lm import MaskDraws, mask_tokens
 from ivt2.models.internvideo2 import Encoded
 from ivt2.models.stage2 import EncodedText, Stage2Model
@@ -55,9 +57,14 @@ class StepEncoder:
         model: the network.
         taps: blocks of the vision encoder whose tokens a term of alignment compares with a teacher's.
         chunk: rows that an encoder takes at a time, see ``ivt2.ops.chunks``; None takes all at once.
+
+    Raises:
+        InputError: a chunk without rows.
     """
 
     def __init__(self, model: Stage2Model, *, taps: Sequence[int] = (), chunk: int | None = None) -> None:
+        if chunk is not None and chunk < 1:
+            raise InputError(f"encode_chunk={chunk}: give the clips encoded at a time, at least 1, or null for all")
         self._model = model
         self._taps = tuple(taps)
         self._chunk = chunk
@@ -94,6 +101,21 @@ class StepEncoder:
             temperature=model.read_temperature(),
             bias=model.read_logit_bias(),
         )
+
+    def check_chunks(self) -> None:
+        """Refuse chunks where a part of the network looks at the whole batch; to be called in the modes of training.
+
+        Raises:
+            InputError: naming the part.
+        """
+        if self._chunk is None:
+            return
+        for name, part in self._model.named_modules():
+            if isinstance(part, _BatchNorm) and part.training:
+                raise InputError(
+                    f"encode_chunk={self._chunk}: {name} normalises by the statistics of a batch, which a chunk does "
+                    f"not have; freeze it (frozen=[{name}]), or set encode_chunk=null"
+                )
 
     def _encode_video(self, video: Tensor, masked: Tensor | None, chunks: int) -> Encoded:
         def encode(video: Tensor, masked: Tensor | None) -> tuple[Tensor, ...]:

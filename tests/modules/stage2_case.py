@@ -38,7 +38,7 @@ def make_model(drop=0.0, *, sound=False, decoders=False, **options):
     )  # fmt: skip
     if decoders:
         sizes = {"embed_dim": 16, "pooled_dim": 12, "num_frames": 2, "grid_size": 2}
-        options["clip_decoders"] = AligningDecoders(num_layers=1, teacher_dim=20, final_dim=6, **sizes)
+        options["clip_decoders"] = AligningDecoders(num_layers=1, teacher_dim=32, final_dim=6, **sizes)
     if sound:
         audio = Beats(
             patch_size=4, patch_dim=8, embed_dim=12, depth=2, num_heads=2, mlp_dim=24, position_kernel=4,
@@ -58,7 +58,7 @@ def make_teacher():
     """Who has other widths than the student, and says something else of each clip."""
     torch.manual_seed(1)
     encoder = InternVideo2(
-        image_size=8, patch_size=4, num_frames=2, embed_dim=20, depth=3, num_heads=2, mlp_ratio=2.0,
+        image_size=8, patch_size=4, num_frames=2, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2.0,
         layer_scale_init=1.0, pool_num_heads=2, pooled_dim=6,
     )  # fmt: skip
     return InternVideo2Teacher(encoder, taps=[2])
