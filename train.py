@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ivt2.cli.door import command
 from ivt2.cli.schema import resolved
-from ivt2.cli.train_config import TrainConfig, build_all, check_architecture, checkpoint, value_of
+from ivt2.cli.train_config import TrainConfig, build_all, check_architecture, checkpoint, replaced, value_of
 
 
 @command("train", keys=TrainConfig)
@@ -29,7 +29,7 @@ def main(cfg: TrainConfig) -> float | None:
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=build_all(cfg.logger), _convert_="all")
     datamodule = instantiate(cfg.datamodule, _convert_="all")
     with trainer.init_module():
-        module = instantiate(cfg.module, _convert_="all")
+        module = instantiate(cfg.module, _convert_="all", **replaced(cfg.module, ckpt_path))
     check_architecture(module, ckpt_path)
     for entry in cfg.run:
         getattr(trainer, entry)(module, datamodule=datamodule, ckpt_path=ckpt_path)

@@ -79,6 +79,16 @@ def _newest(folder: Path, *, trains: bool) -> str | None:
     return None
 
 
+def replaced(module: Mapping[str, Any], ckpt_path: str | None) -> dict[str, None]:
+    """Arguments of the module to leave out: start weights that a checkpoint replaces, for their files may be gone.
+
+    Args:
+        module: What the configuration says of it.
+        ckpt_path: The checkpoint that the run goes on from or evaluates.
+    """
+    return {"initial": None} if ckpt_path is not None and "initial" in module else {}
+
+
 def check_architecture(module: Any, ckpt_path: str | None) -> None:
     """Compare the weights of a checkpoint with those of the module before the Trainer loads them.
 

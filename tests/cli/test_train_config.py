@@ -1,9 +1,10 @@
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ivt2.checkpoint import save_checkpoint
-from ivt2.cli.train_config import build_all, check_architecture, checkpoint, value_of
+from ivt2.cli.train_config import build_all, check_architecture, checkpoint, replaced, value_of
 from ivt2.errors import InputError
 
 
@@ -60,6 +61,14 @@ def test_weights_of_another_architecture_are_named_before_they_are_loaded(tmp_pa
         check_architecture(torch.nn.Linear(2, 4), path)
     with pytest.raises(InputError, match=r"1 missing \(0\.weight\); 2 unexpected \(bias, weight\)"):
         check_architecture(torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False)), path)
+
+
+@pytest.mark.parametrize(("ckpt_path", "initial"), [(None, {"body": {"weights": "gone"}}), ("a.ckpt", None)])
+def test_a_checkpoint_replaces_start_weights(ckpt_path, initial):
+    given = {"_target_": "builtins.dict", "initial": {"body": {"weights": "gone"}}, "lr": 1.0}
+    node = OmegaConf.create({"module": given}).module
+    assert instantiate(node, _convert_="all", **replaced(node, ckpt_path)) == {"initial": initial, "lr": 1.0}
+    assert replaced({"lr": 1.0}, ckpt_path) == {}
 
 
 def test_value_of():
