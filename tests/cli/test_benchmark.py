@@ -31,6 +31,7 @@ TINY = {
     "cache": "num_clips=1 pairs=1 teacher.encoder.depth=2 teacher.taps=[0,1]",
     "joint": "num_clips=1 pairs=1 teacher.encoder.depth=2 teacher.taps=[0,1]",
     "student_step": "sizes=[tiny] dtypes=[float32] modes=[eager] pairs=1",
+    "stage2_step": "sizes=[tiny] num_clips.tiny=2 vision_encoders=[plain] pairs=1",
     "contrast": "num_pairs=2048 width=64 chunk=64",
     "prepared": "num_frames=[4] num_workers=0 num_clips=1 clip_frames=6 num_batches=1 pairs=1",
 }

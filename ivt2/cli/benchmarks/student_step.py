@@ -24,7 +24,7 @@ _MASK_RATIO = 0.8
 _CLIP_LENGTH = 3.0
 _WARM_UPS = 2
 _ASKED: dict[Mode, tuple[float, float]] = {"eager": (0.85, 0.75), "compiled": (0.75, 0.60)}
-_OPTIMIZER: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.05}
+OPTIMIZER: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.05}
 
 
 class _Batch(NamedTuple):
@@ -250,7 +250,7 @@ def our_optimizer(student: "Stage1Student") -> "Optimizer":
     from ivt2.optim.parameter_groups import parameter_groups
 
     groups = parameter_groups(student.named_parameters(), no_weight_decay=student.no_weight_decay())
-    return adamw(groups, **_OPTIMIZER)
+    return adamw(groups, **OPTIMIZER)
 
 
 def plain_optimizer(plain: "nn.Module") -> "Optimizer":
@@ -263,7 +263,7 @@ def plain_optimizer(plain: "nn.Module") -> "Optimizer":
         kept = parameter.ndim < 2 or name.endswith((".bias", "pos_embed", "cls_token"))
         (others if kept else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return AdamW(groups, **_OPTIMIZER)
+    return AdamW(groups, **OPTIMIZER)
 
 
 def _step(
