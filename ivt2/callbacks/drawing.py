@@ -56,9 +56,10 @@ def draw_similarity(result: RetrievalResult, dataset: str) -> Figure:
     figure.colorbar(image, ax=axes, label="cosine")
     axes.set_xlabel("caption")
     axes.set_ylabel("clip")
-    recall = result.metrics["raw"]["t2v_r1"]
+    recall = result.metrics["raw"][f"t2{result.view}_r1"]
+    compared = {"v": "video", "a": "audio", "av": "audio-video"}[result.view]
     shown = f"{len(rows)} of {num_clips} clips"
-    axes.set_title(f"{plain(dataset)}: {shown}, text-to-video R@1 {recall:.1f}", parse_math=False)
+    axes.set_title(f"{plain(dataset)}: {shown}, text-to-{compared} R@1 {recall:.1f}", parse_math=False)
     return figure
 
 

@@ -25,6 +25,7 @@ from ivt2.metrics.retrieval import RetrievalResult
 FILE = "result.json"
 
 _ROWS = {"raw": "raw cosine", "dual_softmax": "dual softmax", "reranked": "re-ranked"}
+_VIEWS = {"v": "", "a": ", sound", "av": ", with sound"}
 _COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median"}
 
 _FILE_WIDTH = 120
@@ -105,7 +106,7 @@ class Results(Callback):
 
 
 def retrieval_table(results: Mapping[str, RetrievalResult]) -> Table:
-    """Recalls and median ranks, one row per dataset and protocol, text-to-video first."""
+    """Recalls and median ranks, text first; one row per dataset, protocol and view (pictures, sound or both)."""
     table = Table(title="zero-shot retrieval")
     table.add_column("dataset", overflow="fold")
     table.add_column("scores", overflow="fold")
@@ -114,8 +115,11 @@ def retrieval_table(results: Mapping[str, RetrievalResult]) -> Table:
             table.add_column(f"{direction} {title}", justify="right")
     for dataset, result in results.items():
         for protocol, metrics in result.metrics.items():
-            numbers = [f"{metrics[f'{direction}_{name}']:.1f}" for direction in ("t2v", "v2t") for name in _COLUMNS]
-            table.add_row(Text(dataset), _ROWS.get(protocol, protocol), *numbers)
+            scores = _ROWS.get(protocol, protocol)
+            for view in (name for name in _VIEWS if f"t2{name}_r1" in metrics):
+                ways = (f"t2{view}", f"{view}2t")
+                numbers = [f"{metrics[f'{direction}_{name}']:.1f}" for direction in ways for name in _COLUMNS]
+                table.add_row(Text(dataset), f"{scores}{_VIEWS[view]}", *numbers)
     return table
 
 

@@ -5,6 +5,7 @@ pictures, ``a`` the sound, ``av`` both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -87,23 +88,37 @@ class RetrievalEvaluation:
             Metrics of all views, with the similarities of the last one.
         """
         results: dict[str, RetrievalResult] = {view: metric.compute() for view, metric in self.metrics.items()}
-        whole = results[list(results)[-1]]
         if top_k and self.matched:
-            index = torch.cat([torch.zeros(0, dtype=torch.int64), *self._any_metric.index])
-            owner, own_row = self._owners(index, whole.index)
-            text_tokens, valid = self._captions(whole)
-            tokens = {letter: _joined(parts) for letter, parts in self._tokens.items()}
-        for view in self.matched if top_k else []:
+            self._rerank(results, match, top_k=top_k, device=device, chunk=chunk)
+        *others, last = results.values()
+        for result in others:
+            last.add_view(result)
+        return last
 
-            def score(clip: Tensor, caption: Tensor, view: str = view) -> Tensor:
-                looked_at = [tokens[letter][own_row[clip]].to(device) for letter in view]
-                logits = match[view](text_tokens[caption].to(device), valid[caption].to(device), *looked_at)
-                return logits[:, 1]
+    def _rerank(
+        self,
+        results: Mapping[str, RetrievalResult],
+        match: Mapping[str, Match],
+        *,
+        top_k: int,
+        device: torch.device,
+        chunk: int,
+    ) -> None:
+        """Let each view's head score its candidates; what the heads look at is brought together once."""
+        any_result = next(iter(results.values()))
+        index = torch.cat([torch.zeros(0, dtype=torch.int64), *self._any_metric.index])
+        owner, own_row = self._owners(index, any_result.index)
+        text_tokens, valid = self._captions(any_result)
+        tokens = {letter: _joined(parts) for letter, parts in self._tokens.items()}
 
-            results[view].add_reranked(*rerank(results[view].similarity, top_k, score, owner=owner, chunk=chunk))
-        for result in results.values():
-            whole.add_view(result)
-        return whole
+        def score(view: str, clip: Tensor, caption: Tensor) -> Tensor:
+            looked_at = [tokens[letter][own_row[clip]].to(device) for letter in view]
+            logits = match[view](text_tokens[caption].to(device), valid[caption].to(device), *looked_at)
+            return logits[:, 1]
+
+        for view in self.matched:
+            ranked = rerank(results[view].similarity, top_k, partial(score, view), owner=owner, chunk=chunk)
+            results[view].add_reranked(*ranked)
 
     @property
     def _any_metric(self) -> RetrievalMetric:
@@ -126,8 +141,7 @@ class RetrievalEvaluation:
         """Tokens and validity of all captions of all ranks, in the order of the result."""
         metric = self._any_metric
         clip, position = (all_gather(_joined(parts)) for parts in (metric.clip_of_caption, metric.caption_of_clip))
-        length = max(max((part.shape[1] for part in self._valid), default=0), 1)
-        length = max(gather_objects(length))
+        length = max(gather_objects(max((part.shape[1] for part in self._valid), default=0)))
         text_tokens, valid = (
             all_gather(_joined([_filled(part, length) for part in parts])) for parts in (self._text_tokens, self._valid)
         )

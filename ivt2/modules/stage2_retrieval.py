@@ -1,6 +1,6 @@
 """How a stage-2 network takes part in retrieval: which views of the clips it has, and the heads that match them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -8,6 +8,7 @@ from ivt2.batch import RetrievalBatch
 from ivt2.metrics.retrieval_evaluation import Match, RetrievalFeatures
 from ivt2.models.stage2 import EncodedText, Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
+from ivt2.modules.stage2_terms import WeightedTerm
 
 
 def encode_retrieval(model: Stage2Model, batch: RetrievalBatch) -> RetrievalFeatures:
@@ -32,14 +33,20 @@ def encode_retrieval(model: Stage2Model, batch: RetrievalBatch) -> RetrievalFeat
     return RetrievalFeatures(clips, tokens, model.embed_text(text), text.tokens, text.valid)
 
 
-def matching_heads(model: Stage2Model) -> Mapping[str, Match]:
-    """Matching heads that the network has, by the view that they judge."""
-    heads = {"v": _of_tokens(model.match)}
+def matching_heads(model: Stage2Model, terms: Sequence[WeightedTerm]) -> Mapping[str, Match]:
+    """Matching heads by the view that they judge: those that the terms train, since others would rank by chance.
+
+    Args:
+        model: the network, which has what the terms need.
+        terms: of its loss.
+    """
+    judged = {each.term.view for each in terms if each.term.kind == "matching"}
+    heads: dict[str, Match] = {}
+    if "video" in judged:
+        heads["v"] = _of_tokens(model.match)
     if isinstance(model, Stage2AudioVisualModel):
-        if model.audio_matching_head is not None:
-            heads["a"] = _of_tokens(model.match_audio)
-        if model.audio_visual_matching_head is not None:
-            heads["av"] = _of_tokens(model.match_audio_visual)
+        heads |= {"a": _of_tokens(model.match_audio)} if "audio" in judged else {}
+        heads |= {"av": _of_tokens(model.match_audio_visual)} if "audio_video" in judged else {}
     return heads
 
 

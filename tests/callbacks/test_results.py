@@ -132,6 +132,17 @@ def test_table(result):
     assert len(cells) == 10
 
 
+def test_table_has_a_row_for_each_view(result):
+    both = RetrievalResult(
+        result.similarity, result.clip_of_caption, result.index,
+        {"raw": retrieval_metrics(result.similarity, result.clip_of_caption, view="av")}, "av",
+    )  # fmt: skip
+    result.add_view(both)
+    cells = [list(column.cells) for column in retrieval_table({"tiny": result}).columns]
+    assert cells[1] == ["raw cosine", "raw cosine, with sound", "dual softmax", "re-ranked"]
+    assert cells[2][:2] == ["100.0"] * 2
+
+
 def test_numbers_that_json_lacks_become_text(tmp_path):
     write_json(tmp_path / "a" / "r.json", {"x": math.nan, "y": {"z": -math.inf}, "n": 1.5})
     assert json.loads((tmp_path / "a" / "r.json").read_text()) == {"x": "nan", "y": {"z": "-inf"}, "n": 1.5}
