@@ -20,6 +20,7 @@ from ivt2.metrics.retrieval_evaluation import RetrievalFeatures
 from ivt2.models.clip import ClipModel
 from ivt2.modules.patch_masking import PatchMasking
 from ivt2.modules.retrieval import RetrievalModule
+from ivt2.ops.chunks import by_chunks, num_chunks
 from ivt2.ops.sharding import shard
 from ivt2.optim.freezing import Frozen
 from ivt2.optim.parameter_groups import parameter_groups
@@ -38,13 +39,16 @@ class ClipModule(RetrievalModule):
         masking: ``random`` hides patches anywhere in the clip, ``tube`` the same ones in every frame.
         mask_ratio: share of hidden patches in [0, 1) for ``video`` and ``image`` (clips of one frame); the reference
             hides none.
+        encode_chunk: clips, and captions, that a tower takes at a time, at least 1; None takes all at once. Activations
+            of one chunk are held, those of the others computed anew in the backward pass; the loss is that of the whole
+            batch. Of use where blocks of a tower learn.
         frozen: names of parts of ``model`` that do not learn and are held in evaluation mode: ``text_encoder``.
         trained: names of parts below those that learn all the same: ``vision_encoder.clip_projector``.
         initial: start weights of parts of ``model``, by its name, see :func:`load_initial`; ``train.py`` leaves
             them out where a run resumes.
 
     Raises:
-        InputError: unknown part, mask ratio out of range, or a bias of the model that the loss has no use for.
+        InputError: unknown part, mask ratio or chunk out of range, or a bias that the loss has no use for.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class ClipModule(RetrievalModule):
         contrast: Contrast | None = None,
         masking: Literal["random", "tube"] = "random",
         mask_ratio: Mapping[str, float] | None = None,
+        encode_chunk: int | None = None,
         frozen: Sequence[str] = (),
         trained: Sequence[str] = (),
         initial: Mapping[str, Mapping[str, Any]] | None = None,
@@ -64,7 +69,12 @@ class ClipModule(RetrievalModule):
         self.model = model
         self.contrast = Contrast() if contrast is None else contrast
         self.contrast.check_bias(learned=model.logit_bias is not None)
+        if encode_chunk is not None and encode_chunk < 1:
+            raise InputError(
+                f"encode_chunk={encode_chunk}: give the clips encoded at a time, at least 1, or null for all"
+            )
         self._masking = PatchMasking(masking, mask_ratio or {})
+        self.encode_chunk = encode_chunk
         self._frozen = Frozen(model, frozen, trained)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -109,15 +119,21 @@ class ClipModule(RetrievalModule):
 
     def training_step(self, batch: MediaTextBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Contrast of the clips and captions of all ranks."""
-        self.last_masked = self._masking.draw(self.model.vision_encoder, batch["video"], batch["seed"])
-        visual = self.model.encode_video(batch["video"], self.last_masked)
-        textual = self.model.encode_text(batch["input_ids"])
+        visual, textual = self.encode(batch)
         temperature = self.model.read_temperature()
         loss = self.contrast(visual, textual, temperature, batch["sample_id"], self.model.read_logit_bias())
         size = len(batch["video"])
         self.log("train/loss", loss.detach(), batch_size=size, sync_dist=True, prog_bar=True)
         self.log("train/temperature", temperature.detach(), batch_size=size)
         return loss
+
+    def encode(self, batch: MediaTextBatch) -> tuple[Tensor, Tensor]:
+        """Unit-length features of the clips, of which patches may be hidden, and of their captions."""
+        self.last_masked = self._masking.draw(self.model.vision_encoder, batch["video"], batch["seed"])
+        chunks = num_chunks(len(batch["video"]), self.encode_chunk, device=batch["video"].device)
+        (visual,) = by_chunks(_alone(self.model.encode_video), (batch["video"], self.last_masked), chunks)
+        (textual,) = by_chunks(_alone(self.model.encode_text), (batch["input_ids"],), chunks)
+        return visual, textual
 
     def encode_retrieval(self, batch: RetrievalBatch) -> RetrievalFeatures:
         """Encode clips, whole, and all their captions."""
@@ -130,3 +146,7 @@ class ClipModule(RetrievalModule):
         optimizer = self.optimizer(groups)
         scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _alone(encode: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    return lambda *inputs: (encode(*inputs),)

@@ -101,6 +101,26 @@ def test_patches_are_hidden_by_the_seed_of_a_sample(ratio, hidden):
     assert len({tuple(row.tolist()) for row in whole}) > 1
 
 
+@kinds
+@pytest.mark.parametrize("chunk", [1, 3, 9])
+def test_chunks_give_the_step_of_the_whole_batch(kind, chunk):
+    found = []
+    for size in (None, chunk):
+        module = make(make_model(kind), encode_chunk=size, mask_ratio={"video": 0.5})
+        calls = []
+        module.model.vision_encoder.register_forward_pre_hook(lambda _, given, to=calls: to.append(len(given[0])))
+        loss = step(module, batch())
+        loss.backward()
+        found.append((loss.detach(), gradients(module)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert calls == {1: [1] * 8, 3: [2] * 4, 9: [4]}[chunk], "each of several chunks is encoded twice"
+
+
+def test_a_chunk_of_nothing_is_refused():
+    with pytest.raises(InputError, match="encode_chunk=0: give the clips encoded at a time"):
+        make(encode_chunk=0)
+
+
 @pytest.mark.parametrize(("value", "kept"), [(-1.0, 0.01), (0.005, 0.01), (7.0, 7.0)])
 def test_temperature_has_a_floor_alone(value, kept):
     module = make()
