@@ -1,6 +1,6 @@
 """Run a function on a few rows at a time, and again in the backward pass, so that one chunk's activations are held."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Shaped
@@ -23,14 +23,18 @@ def by_chunks(
         function: gives tensors whose first dimension is that of its inputs, each row by itself. What it draws at random
             is drawn for each chunk, and batch statistics would be those of a chunk.
         inputs: tensors of equally many rows; None is passed on.
-        num_chunks: equal parts that the rows are cut into, some of them one shorter; 1 calls the function as it is.
+        num_chunks: equal parts that the rows are cut into, some of them one shorter; 1 calls the function as it is. It
+            is called as often where rows are fewer, with one that counts for nothing.
 
     Source: gradient caching, arXiv:2101.06983; here by recomputation of whole chunks, arXiv:1604.06174.
     """
     if num_chunks == 1:
         return function(*inputs)
-    parts = [[None] * num_chunks if each is None else torch.tensor_split(each, num_chunks) for each in inputs]
-    results = [checkpoint(function, *chunk, use_reentrant=False) for chunk in zip(*parts, strict=True)]
+    num_rows = next(len(each) for each in inputs if each is not None)
+    results = [
+        tuple(each[:size] for each in checkpoint(function, *chunk, use_reentrant=False))
+        for size, chunk in _cut(inputs, num_rows, num_chunks)
+    ]
     return tuple(torch.cat(each) for each in zip(*results, strict=True))
 
 
@@ -48,3 +52,15 @@ def num_chunks(num_rows: int, chunk: int | None, *, device: torch.device | None 
         return 1
     most = int(all_gather(torch.tensor([num_rows], device=device)).max())
     return max(-(-most // chunk), 1)
+
+
+def _cut(
+    inputs: Sequence[Tensor | None], num_rows: int, num_chunks: int
+) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
+    """Sizes and rows of the chunks; one of size 0 has a row all the same, from which shapes can be told."""
+    start = 0
+    for number in range(num_chunks):
+        size = num_rows // num_chunks + (number < num_rows % num_chunks)
+        rows = slice(start, start + size) if size else slice(0, 1)
+        yield size, tuple(None if each is None else each[rows] for each in inputs)
+        start += size

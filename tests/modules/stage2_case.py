@@ -14,12 +14,17 @@ from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.models.teacher import InternVideo2Teacher
 from ivt2.modules.stage2 import Stage2Module
 from ivt2.modules.stage2_terms import MODALITIES
+from ivt2.modules.stage2_terms import TERMS as ALL_TERMS
 from ivt2.nn.aligning import AligningDecoders
 from ivt2.ops.random import derive_seed
 from ivt2.optim.schedules import warmup_cosine
 
 VOCABULARY = Vocabulary(size=120, pad_id=0, unk_id=100, cls_id=101, sep_id=102, mask_id=103)
 TERMS = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0}
+KINDS = ("fused", "speech")
+CAPTIONS = {"vtc": None, "vtm": "fused", "mlm": "speech", "atc": "fused", "avtm": "speech", "avmlm": "fused"}
+"""Terms that read captions of a kind; the others read the main one."""
+EACH = {name: {"weight": 1.0, "caption": CAPTIONS.get(name)} for name in ALL_TERMS}
 
 
 def make_model(drop=0.0, *, sound=False, decoders=False, **options):
@@ -126,6 +131,26 @@ def batch(rows=range(4), num_frames=2, sample_id=None, *, medium="video", kinds=
     }
 
 
+def hearing(terms=None, *, drop=0.0, logit_bias=None, **options):
+    """A module whose model has every part, and all terms."""
+    model = make_model(drop, sound=True, decoders=True, logit_bias=logit_bias)
+    return make(model, terms=EACH if terms is None else terms, teacher=make_teacher(), **options)
+
+
+def whole(medium="audio_video", **options):
+    """A batch with captions of every kind."""
+    return batch(medium=medium, kinds=KINDS, num_frames=1 if medium == "image" else 2, **options)
+
+
 def gradients(module):
     """Of every parameter that has one."""
     return {name: each.grad.clone() for name, each in module.model.named_parameters() if each.grad is not None}
+
+
+def fit(module, step, rows, media=("video", "audio", "audio_video", "image")):
+    """Steps of one medium each, by an optimizer that tells a gradient of zero from none."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9, weight_decay=1.0)
+    for medium in media:
+        optimizer.zero_grad()
+        step(whole(medium, rows=rows)).backward()
+        optimizer.step()

@@ -1,15 +1,24 @@
-"""Run by test_stage2.py in two processes; each writes losses and the gradients averaged over ranks."""
+"""Run by test_stage2_ranks.py in two processes; each writes losses and the gradients averaged over ranks."""
 
 import os
 import sys
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from ivt2.losses.contrast import Contrast
-from tests.modules.stage2_case import batch, make
+from ivt2.ops.sharding import shard
+from tests.modules.stage2_case import batch, fit, hearing, make, whole
 
 SHARES = {"even": ((0, 1, 2, 3), (4, 5, 6, 7)), "uneven": ((0, 1, 2, 3), (4,)), "one empty": ((0, 1, 2), ())}
+HEARING = {
+    "all terms": {},
+    "chunks": {"encode_chunk": 1, "contrast": Contrast(chunk=2)},
+    "sigmoid": {"logit_bias": -2.0, "contrast": Contrast(form="sigmoid")},
+}
+"""Options of a module that hears, with which ranks of different sizes take a step of all terms."""
 
 
 def averaged(module):
@@ -22,13 +31,43 @@ def averaged(module):
     return found
 
 
-def step(rows, **options):
-    module = make(negatives_group=2, **options)
-    loss = module.training_step(batch(rows), 0)
+def taken(module, data):
+    loss = module.training_step(data, 0)
     loss.backward()
     value = loss.detach().clone()
     dist.all_reduce(value)
     return {"loss": value / dist.get_world_size(), "gradients": averaged(module)}
+
+
+def step(rows, **options):
+    return taken(make(negatives_group=2, **options), batch(rows))
+
+
+class Step(torch.nn.Module):
+    """What a data-parallel engine wraps."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, data):
+        return self.module.training_step(data, 0)
+
+
+def replicated(rank):
+    """Weights after steps of one medium each, as `trainer=ddp` takes them."""
+    module = hearing(negatives_group=2)
+    fit(module, DistributedDataParallel(Step(module), find_unused_parameters=True), SHARES["even"][rank])
+    return {name: each.detach() for name, each in module.model.named_parameters()}
+
+
+def sharded(rank):
+    """The same as `trainer=fsdp2` takes them, chunk by chunk, with ranks of different sizes."""
+    module = hearing(negatives_group=2, encode_chunk=2)
+    mesh = init_device_mesh("cpu", (2,))
+    shard(module.model, mesh, units=module.model.sharding_units(), methods=module.model.ENTRY_POINTS)
+    fit(module, Step(module), SHARES["uneven"][rank])
+    return {name: each.detach().full_tensor() for name, each in module.model.named_parameters()}
 
 
 def run(rank):
@@ -36,7 +75,9 @@ def run(rank):
     only = {"terms": {"vtc": 1.0}}
     found["default"] = step(SHARES["even"][rank], **only)
     found["reference"] = step(SHARES["even"][rank], contrast=Contrast(reference_gradient_scale=True), **only)
-    return found
+    for name, options in HEARING.items():
+        found[name] = taken(hearing(negatives_group=2, **options), whole(rows=SHARES["uneven"][rank]))
+    return found | {"replicated": replicated(rank), "sharded": sharded(rank)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""The stage-2 module: terms, masks, chance, edge cases, ranks."""
+"""The stage-2 module: terms, masks, chance, edge cases."""
 
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +13,6 @@ from ivt2.modules.stage2 import Stream
 from ivt2.ops.masking import tube_masking
 from ivt2.ops.random import uniform
 from tests.modules.stage2_case import TERMS, VOCABULARY, batch, gradients, make, trainer
-from tests.modules.stage2_ranks import SHARES
-from tests.ops.launch import run_ranks
 
 each_term = pytest.mark.parametrize("term", TERMS)
 FUSION = ("project_tokens", "fuse_at")
@@ -274,44 +271,3 @@ def test_evaluation_ranks_what_all_batches_brought(sanity_checking):
     assert module.logged["val/toy/reranked/t2v_r1"] == result.metrics["reranked"]["t2v_r1"]
     module.on_validation_epoch_end()
     assert module.retrieval_results["toy"] is result  # nothing is kept for the next evaluation
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each of two ranks found."""
-    return run_ranks(Path(__file__).with_name("stage2_ranks.py"), tmp_path_factory.mktemp("ranks"))
-
-
-def alone(name, **options):
-    """The same samples in one process."""
-    module = make(negatives_group=2, **options)
-    loss, _ = step(module, batch([row for share in SHARES[name] for row in share]))
-    loss.backward()
-    zeros = {name: torch.zeros_like(each) for name, each in module.model.named_parameters()}
-    return loss.detach(), zeros | gradients(module)
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("name", ["even", "uneven"])
-def test_ranks_together_take_the_step_of_one_process(ranks, name):
-    loss, expected = alone(name)
-    for found in ranks:
-        torch.testing.assert_close(found[name]["loss"], loss)
-        torch.testing.assert_close(found[name]["gradients"], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.dist
-def test_a_rank_without_samples_takes_part(ranks):
-    loss, expected = alone("one empty")
-    for found in ranks:
-        torch.testing.assert_close(found["one empty"]["loss"], loss)
-        torch.testing.assert_close(found["one empty"]["gradients"], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.dist
-def test_reference_gradient_scale_divides_the_encoders_gradient_by_the_ranks(ranks):
-    _, expected = alone("even", terms={"vtc": 1.0})
-    for found in ranks:
-        torch.testing.assert_close(found["default"]["gradients"], expected, rtol=1e-4, atol=1e-5)
-        halved = {name: each / (1 if name == "temperature" else 2) for name, each in expected.items()}
-        torch.testing.assert_close(found["reference"]["gradients"], halved, rtol=1e-4, atol=1e-5)

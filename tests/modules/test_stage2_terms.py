@@ -11,26 +11,25 @@ from ivt2.models.stage2 import EncodedText
 from ivt2.modules.stage2 import Stream
 from ivt2.modules.stage2_terms import TERMS, parse_terms
 from ivt2.ops.random import uniform
-from tests.modules.stage2_case import VOCABULARY, batch, captions, gradients, make, make_model, make_teacher, trainer
+from tests.modules.stage2_case import (
+    CAPTIONS,
+    EACH,
+    VOCABULARY,
+    batch,
+    captions,
+    gradients,
+    hearing,
+    make,
+    make_model,
+    make_teacher,
+    trainer,
+    whole,
+)
 
-KINDS = ("fused", "speech")
-CAPTIONS = {"vtc": None, "vtm": "fused", "mlm": "speech", "atc": "fused", "avtm": "speech", "avmlm": "fused"}
-"""Terms that read captions of a kind; the others read the main one."""
-EACH = {name: {"weight": 1.0, "caption": CAPTIONS.get(name)} for name in TERMS}
 VIDEO = {"vtc", "vtm", "mlm", "uta"}
 AUDIO = {"atc", "atm", "amlm"}
 RUNS = {"image": VIDEO, "video": VIDEO, "audio": AUDIO, "audio_video": set(TERMS)}
 LONE = {"vtm": "video", "atm": "audio", "avtm": "audio_video"}
-
-
-def hearing(terms, **options):
-    """A module whose model has every part."""
-    model = make_model(sound=True, decoders=True)
-    return make(model, terms=terms, teacher=make_teacher(), **options)
-
-
-def whole(medium="audio_video", **options):
-    return batch(medium=medium, kinds=KINDS, num_frames=1 if medium == "image" else 2, **options)
 
 
 def step(module, data):

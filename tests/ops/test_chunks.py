@@ -43,6 +43,22 @@ def test_rows_are_cut_evenly(network):
     assert sizes == [3, 2, 2]
 
 
+def test_empty_chunks_see_a_row_that_counts_for_nothing():
+    """From which shapes can be told; and the backward pass goes through them too, as sharded ranks need."""
+    weight, calls = torch.ones(1, requires_grad=True), []
+
+    def function(x):
+        x = x * weight
+        x.register_hook(lambda grad: calls.append(grad.tolist()))
+        return (x,)
+
+    (out,) = by_chunks(function, (torch.tensor([[5.0]]),), 3)
+    assert out.tolist() == [[5.0]]
+    out.sum().backward()
+    assert weight.grad.tolist() == [5.0]
+    assert sorted(calls) == [[[0.0]], [[0.0]], [[1.0]]]
+
+
 def test_what_is_drawn_at_random_is_drawn_once(network):
     """With other noise in the second pass the gradient would not be that of the value."""
 
