@@ -88,7 +88,7 @@ def test_smoke_runs_every_tiny_experiment_after_its_teachers(checkout):
     for place, name in enumerate(listed):
         teachers = re.findall(r"weights: \$\{paths\.output_dir\}/(\w+)", files[name])
         assert set(teachers) <= set(listed[:place])
-        assert bool(teachers) == (name in {"stage1_tiny", "distill_tiny"})
+        assert bool(teachers) == (name in {"stage1_tiny", "distill_tiny", "stage2_from_stage1_tiny"})
 
 
 def test_the_deciding_check_is_make_test():
