@@ -32,6 +32,13 @@ TINY = {
     "joint": "num_clips=1 pairs=1 teacher.encoder.depth=2 teacher.taps=[0,1]",
     "student_step": "sizes=[tiny] dtypes=[float32] modes=[eager] pairs=1",
     "stage2_step": "sizes=[tiny] num_clips.tiny=2 vision_encoders=[plain] pairs=1",
+    "stage2_mfu": (
+        "model.vision_encoder.image_size=16 model.vision_encoder.patch_size=4 model.vision_encoder.embed_dim=16 "
+        "model.vision_encoder.depth=1 model.vision_encoder.num_heads=2 model.text_encoder.vocab_size=20 "
+        "model.text_encoder.embed_dim=16 model.text_encoder.depth=2 model.text_encoder.num_heads=2 "
+        "model.text_encoder.mlp_dim=16 model.text_encoder.fusion_layer=1 length=6 compile=false batch_sizes=[2] "
+        "device=cpu num_steps=1 peak_flops=1e9"
+    ),
     "contrast": "num_pairs=2048 width=64 chunk=64",
     "prepared": "num_frames=[4] num_workers=0 num_clips=1 clip_frames=6 num_batches=1 pairs=1",
 }

@@ -1,15 +1,14 @@
 """A training step of stage 1 on one device: how much of the device's peak rate its operations come to."""
 
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivt2.cli.benchmarks.device_steps import DeviceCost, DeviceSteps
 from ivt2.cli.benchmarks.flops import StepFlops, step_flops
-from ivt2.cli.benchmarks.masked_steps import unscheduled, without_trainer
-from ivt2.cli.benchmarks.timing import Figure, Quartiles
-from ivt2.errors import InputError
+from ivt2.cli.benchmarks.masked_steps import unscheduled
+from ivt2.cli.benchmarks.timing import Figure
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +23,6 @@ WEIGHTS = {"clip_middle": 1.0, "clip_final": 1.0, "mae": 1.0}
 GOALS = {"float8": (72.0, 90.0)}
 """Floor and aim by format of the teachers, in percent of the peak rate that the others' are measured by."""
 DEFAULT_GOAL = (55.0, 65.0)
-WARM_UPS = 3
-"""Steps before the measured ones: they compile, and quantise teachers of float8."""
-CLIP_NORM = 3.0
 
 
 class Stage1StepSuite:
@@ -72,39 +68,33 @@ class Stage1StepSuite:
         peak_flops: float,
         num_steps: int,
     ) -> None:
-        if num_steps < 1:
-            raise InputError(f"num_steps={num_steps}: must be at least 1")
-        if not (math.isfinite(peak_flops) and peak_flops > 0):
-            raise InputError(f"peak_flops={peak_flops}: give the device's rate, such as 788e12 for an H200")
+        self.steps = DeviceSteps(device=device, peak_flops=peak_flops, num_steps=num_steps, bf16=bf16)
         self.student = student
         self.clip_teacher, self.mae_teacher = clip_teacher, mae_teacher
         self.optimizer = optimizer
         self.teacher_dtypes = list(teacher_dtypes)
         self.batch_sizes = list(batch_sizes)
         self.mask_ratio, self.masks_per_clip = mask_ratio, masks_per_clip
-        self.bf16, self.compile = bf16, compile
-        self.device = _usable(device)
-        self.peak_flops = peak_flops
-        self.num_steps = num_steps
+        self.compile = compile
 
     @property
     def turns(self) -> int:
         """Measured steps of all figures."""
-        return self.num_steps * len(self.batch_sizes) * len(self.teacher_dtypes)
+        return self.steps.num_steps * len(self.batch_sizes) * len(self.teacher_dtypes)
 
     def run(self, folder: Path, tick: Callable[[], object]) -> Iterator[Figure]:  # noqa: ARG002
         """Yield the figures one by one."""
         flops = self.count()
-        self.student.to(self.device).train()
+        self.student.to(self.steps.device).train()
         if self.compile:
             for block in self.student.sharding_units():
                 block.compile()
         for dtype in self.teacher_dtypes:
             module, optimizer = self._learner(dtype)
             for size in self.batch_sizes:
-                batch = _clips(module.targets.num_frames, self.student.encoder.image_size, size, self.device)
-                seconds, peak_bytes = self._measure(module, optimizer, batch, tick)
-                yield self._figure(dtype, size, flops, seconds, peak_bytes)
+                batch = _clips(module.targets.num_frames, self.student.encoder.image_size, size, self.steps.device)
+                cost = self.steps.measure(partial(module.training_step, batch, 0), self.student, optimizer, tick)
+                yield self._figure(dtype, size, flops, cost)
 
     def count(self) -> StepFlops:
         """Operations of a step for one clip."""
@@ -120,7 +110,7 @@ class Stage1StepSuite:
         from ivt2.modules.stage1 import Stage1Module
         from ivt2.optim.parameter_groups import parameter_groups
 
-        with torch.device(self.device):
+        with torch.device(self.steps.device):
             clip_teacher, mae_teacher = self.clip_teacher(dtype=dtype), self.mae_teacher(dtype=dtype)
         module = Stage1Module(
             self.student,
@@ -131,73 +121,26 @@ class Stage1StepSuite:
             schedule=unscheduled,
             mask_ratio=self.mask_ratio,
             masks_per_clip=self.masks_per_clip,
-        ).to(self.device)
+        ).to(self.steps.device)
         module.setup("fit")
         module.on_fit_start()
         named, kept = self.student.named_parameters(), self.student.no_weight_decay()
         return module, self.optimizer(parameter_groups(named, no_weight_decay=kept))
 
-    def _measure(
-        self, module: "Stage1Module", optimizer: "Optimizer", batch: "ClipBatch", tick: Callable[[], object]
-    ) -> tuple[list[float], int]:
-        """Wall-clock seconds of each step, and the most memory that the device gave out during them."""
-        import torch
-
-        cuda = self.device.type == "cuda"
-        seconds: list[float] = []
-        with without_trainer():
-            for number in range(WARM_UPS + self.num_steps):
-                if cuda:
-                    torch.cuda.synchronize(self.device)
-                if cuda and number == WARM_UPS:
-                    torch.cuda.reset_peak_memory_stats(self.device)
-                start_s = time.perf_counter()
-                self._step(module, optimizer, batch)
-                if cuda:
-                    torch.cuda.synchronize(self.device)
-                if number >= WARM_UPS:
-                    seconds.append(time.perf_counter() - start_s)
-                    tick()
-        return seconds, torch.cuda.max_memory_allocated(self.device) if cuda else 0
-
-    def _step(self, module: "Stage1Module", optimizer: "Optimizer", batch: "ClipBatch") -> None:
-        import torch
-
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            loss = module.training_step(batch, 0)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP_NORM)
-        optimizer.step()
-
-    def _figure(self, dtype: str, size: int, flops: StepFlops, seconds: list[float], peak_bytes: int) -> Figure:
-        middle_s = Quartiles.of(seconds).median
-        memory = {"peak memory GB": peak_bytes / 1e9} if peak_bytes else {}
+    def _figure(self, dtype: str, size: int, flops: StepFlops, cost: DeviceCost) -> Figure:
         floor, aim = GOALS.get(dtype, DEFAULT_GOAL)
         return Figure(
             what=f"{size} clips, teachers in {dtype}",
-            value=Quartiles.of([100 * size * flops.total / (each * self.peak_flops) for each in seconds]),
+            value=self.steps.share(size * flops.total, cost.seconds),
             unit="% of peak",
             floor=floor,
             aim=aim,
             details={
-                "clips/s": size / middle_s,
-                "step ms": 1e3 * middle_s,
                 "GFLOP a clip": flops.total / 1e9,
                 "of them teachers %": 100 * flops.teachers / flops.total,
-                **memory,
+                **cost.details(size, "clips"),
             },
         )
-
-
-def _usable(device: str) -> "torch.device":
-    import torch
-
-    try:
-        torch.empty(1, device=device).cpu()
-    except (AssertionError, RuntimeError, NotImplementedError) as error:  # NotImplementedError: meta holds no values
-        raise InputError(f"device={device}: not usable here ({str(error).splitlines()[0]}); use cpu") from error
-    return torch.device(device)
 
 
 def _clips(num_frames: int, image_size: int, size: int, device: "torch.device") -> "ClipBatch":

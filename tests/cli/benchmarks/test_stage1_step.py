@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 
+from ivt2.cli.benchmarks.device_steps import WARM_UPS
 from ivt2.cli.benchmarks.flops import step_flops
-from ivt2.cli.benchmarks.stage1_step import WARM_UPS, Stage1StepSuite
+from ivt2.cli.benchmarks.stage1_step import Stage1StepSuite
 from ivt2.errors import InputError
 from ivt2.modules.stage1 import Stage1Module
 from tests.modules.masked_case import student, teacher_of_frames, teacher_of_tubelets
