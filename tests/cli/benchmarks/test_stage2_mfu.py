@@ -1,19 +1,22 @@
 """Steps of stage 2 on a device: operations by hand, what the figure is made of, and mistakes."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ivt2.cli.benchmarks.device_steps import WARM_UPS
 from ivt2.cli.benchmarks.pair_flops import pair_flops
 from ivt2.cli.benchmarks.stage2_mfu import Stage2MfuSuite
 from ivt2.errors import InputError
-from ivt2.models.bert import Bert
-from ivt2.models.published import video_encoder
+from ivt2.models.published import bert_large, video_encoder
 from ivt2.models.stage2 import Stage2Model
 from ivt2.modules.stage2 import Stage2Module
 from tests.modules.stage2_case import make_model
+
+CARD = Path(__file__).parents[3] / "experiments" / "stage2_1b"
 
 
 def suite(**options):
@@ -55,12 +58,8 @@ def test_figures_are_shares_of_the_peak_rate(tmp_path, monkeypatch):
 
 def test_operations_of_the_published_recipe_by_hand():
     with torch.device("meta"):
-        vision = video_encoder("1b", num_frames=4)
-        text = Bert(
-            vocab_size=30522, embed_dim=1024, depth=24, num_heads=16, mlp_dim=4096, max_positions=512, fusion_layer=19,
-            encoder_width=1408,
-        )  # fmt: skip
-        model = Stage2Model(vision, text)
+        vision = video_encoder("1b", num_frames=4, separate_image_position=True)
+        model = Stage2Model(vision, bert_large(encoder_width=1408))
     found = pair_flops(model, mask_ratio=0.8, length=32, num_hidden=16)
     seen, dim, width, length = 206, 1024, 1408, 32
     linear = 2 * dim**2  # of a token
@@ -79,6 +78,12 @@ def test_operations_of_the_published_recipe_by_hand():
     assert found.text / 3 == pytest.approx(below + keys + above + words, rel=1e-6)
     blocks = 40 * (2 * seen * (4 * width**2 + 2 * width * 6144) + 4 * seen**2 * width)
     assert found.vision / 3 == pytest.approx(blocks, rel=0.01)
+    card = yaml.safe_load((CARD / "result.yaml").read_text())["counted"]
+    assert card == {
+        "parameters": sum(each.numel() for each in model.parameters()),
+        "tflop_per_pair": round(found.total / 1e12, 3),
+        "text_percent": round(100 * found.text / found.total, 1),
+    }
 
 
 @pytest.mark.parametrize(
