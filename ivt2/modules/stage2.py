@@ -59,7 +59,8 @@ class Stage2Module(RetrievalModule):
             and gradients are those of the whole batch. What is dropped at random is drawn for each chunk.
         teacher: says what the term ``uta`` compares with; None where there is no such term.
         rerank_top_k: candidates of each query that the matching head scores again; 0 leaves re-ranking out.
-        initial: start weights of parts of ``model``, by its name, see ``load_initial``; not read where a run resumes.
+        initial: start weights of parts of ``model``, by its name, see ``load_initial``. ``train.py``
+            leaves them out where a run resumes.
         frozen: names of parts of ``model`` that do not learn and are held in evaluation mode: ``vision_encoder``.
         trained: names of parts below those that learn all the same: ``vision_encoder.clip_projector``.
 
@@ -127,7 +128,7 @@ class Stage2Module(RetrievalModule):
         self.vocabulary = vocabulary
         if stage == "fit" and self._alignment is not None:
             self._alignment.check_weights()
-        if stage == "fit" and self.trainer.ckpt_path is None:
+        if stage == "fit":
             load_initial(self.model, self.initial)
 
     def configure_model(self) -> None:

@@ -85,11 +85,11 @@ def make(model=None, **options):
     return module
 
 
-def trainer(media=None, kinds=None, *, vocabulary=VOCABULARY, ckpt_path=None):
+def trainer(media=None, kinds=None, *, vocabulary=VOCABULARY):
     """What `setup` looks at: sources, and the captions that they deliver."""
     media = {"train.web": "video"} if media is None else media
     data = SimpleNamespace(vocabulary=vocabulary, media=media, caption_kinds=kinds or {})
-    return SimpleNamespace(datamodule=data, ckpt_path=ckpt_path)
+    return SimpleNamespace(datamodule=data)
 
 
 def captions(rows, salt=0):

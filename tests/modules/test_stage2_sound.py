@@ -1,4 +1,4 @@
-"""Stage 2 with sound under the trainer: steps of all media, frozen parts, resume; start weights and forms of contrast."""
+"""Stage 2 with sound under the trainer: all media, frozen parts, resume; start weights and forms of contrast."""
 
 import lightning.pytorch as pl
 import pytest
@@ -46,7 +46,9 @@ def fit(folder, *, ckpt_path=None, torch_seed=0, epochs=2, **options):
     return module, losses, run
 
 
-@pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*", "ignore:.*dirpath.*")
+@pytest.mark.filterwarnings(
+    "ignore:.*num_workers.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*", "ignore:.*dirpath.*"
+)
 def test_resumed_training_is_that_without_a_break(tmp_path):
     frozen = {"frozen": ["audio_encoder"]}
     module, losses, run = fit(tmp_path / "whole", **frozen)
@@ -79,12 +81,12 @@ def test_frozen_encoders_keep_nothing_and_drop_nothing():
     assert not [name for name in gradients(module) if name.startswith(("audio_encoder.", "vision_encoder."))]
 
 
-@pytest.mark.parametrize(("stage", "ckpt_path", "read"), [("fit", None, 1), ("fit", "last.ckpt", 0), ("test", None, 0)])
-def test_start_weights_are_read_by_new_runs_alone(stage, ckpt_path, read, monkeypatch):
+@pytest.mark.parametrize(("stage", "read"), [("fit", 1), ("validate", 0), ("test", 0)])
+def test_start_weights_are_read_for_training_alone(stage, read, monkeypatch):
     found = []
     monkeypatch.setattr("ivt2.modules.stage2.load_initial", lambda *given: found.append(given))
     module = make(**WHOLE)
-    module._trainer = looked_at(ckpt_path=ckpt_path)
+    module._trainer = looked_at()
     module.setup(stage)
     assert found == [(module.model, WHOLE["initial"])] * read
 
