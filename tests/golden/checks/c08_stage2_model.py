@@ -1,16 +1,20 @@
 """The whole stage-2 visual model: features, zero-shot retrieval with re-ranking, and one training step."""
 
 import re
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 
-from ivt2.losses.contrastive import contrastive_loss
-from ivt2.losses.feature_alignment import two_level_alignment_loss
-from ivt2.losses.masked_lm import IGNORED, masked_lm_loss
-from ivt2.losses.matching import Negatives, matching_loss, matching_pairs, negative_weights
+from ivt2.batch import Vocabulary
+from ivt2.losses.masked_lm import IGNORED
+from ivt2.losses.matching import Negatives, negative_weights
 from ivt2.metrics.retrieval import REFERENCE_FILL, dual_softmax, rerank, retrieval_metrics, retrieval_targets
 from ivt2.models.stage2 import EncodedText, Stage2Model
+from ivt2.modules.stage2 import Stage2Module
+from ivt2.modules.stage2_encoding import Corruption
 from tests.golden.bert import build_bert, rename_bert, untie
 from tests.golden.case import Case, under
 from tests.golden.internvideo2 import (
@@ -18,7 +22,6 @@ from tests.golden.internvideo2 import (
     PUBLISHED,
     build_clip_decoders,
     build_encoder,
-    clip_taps,
     rename,
     rename_aligning,
 )
@@ -45,7 +48,6 @@ class Recorded(nn.Module):
             temperature=config["temp"],
             clip_decoders=build_clip_decoders(vision, encoder),
         )
-        self.taps = clip_taps(vision)
         # As many blocks of the teacher as of the student.
         sizes = {"img_size": config["clip_res"], "clip_return_layer": vision["clip_return_layer"]}
         self.teacher = build_internvl(sizes | config["teacher"], under(state, TEACHER))
@@ -158,57 +160,47 @@ def compare_metrics(case: Case, key: str, scores: dict[str, tuple[Tensor, Tensor
 
 
 def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str, Tensor]:
-    """One training step with the recorded random choices: mask, negatives, masked words."""
-    model, outputs = (
-        recorded.model,
-        {
-            name.removeprefix(f"train_{kind}_"): value
-            for name, value in case.outputs.items()
-            if name.startswith(f"train_{kind}_")
-        },
-    )
-    recorded.zero_grad()
+    """One training step of the module with the recorded random choices: mask, negatives, masked words."""
+    model, prefix = recorded.model, f"train_{kind}_"
+    outputs = {name.removeprefix(prefix): value for name, value in case.outputs.items() if name.startswith(prefix)}
     assert not outputs["mask"][:, 0].any(), "the CLS token is never hidden"
-    masked = outputs["mask"][:, 1:]
-    encoded = model.encode_video(video, masked, recorded.taps)
+    masked, labels = outputs["mask"][:, 1:], outputs["mlm_labels"]
     ids, valid = tokenize(case.config["texts"][: len(video)], case.config["max_txt_l"])
-    text = model.encode_text(ids, valid)
-    visual, textual = model.embed_video(encoded), model.embed_text(text)
-    sample_id = case.inputs["idx"]
-
-    teacher = recorded.teacher(video)
-    targets = teacher.visible(masked)
-    aligned = model.align(encoded, masked, image=kind == "image")
-    with torch.no_grad():
-        similarity = visual @ textual.T / model.temperature
-    negatives = Negatives(
-        outputs["vision_neg"][:, 0], outputs["text_neg"][:, 0], torch.ones(len(video), dtype=torch.bool)
-    )
-    pairs = matching_pairs(negatives)
-    logits = model.match(EncodedText(text.tokens[pairs.text], valid[pairs.text]), encoded.tokens[pairs.vision])
-    matched, num_pairs = matching_loss(logits, pairs.label)
-    labels = outputs["mlm_labels"]
     assert torch.equal(torch.where(labels == IGNORED, ids, labels), ids)
-    selected = labels != IGNORED
-    words = model.predict_tokens(outputs["mlm_ids"], valid, encoded.tokens, selected)
-    predicted, num_words = masked_lm_loss(words, labels[selected])
-    losses = {
-        "loss_uta": two_level_alignment_loss((aligned.middle, targets.middle), (aligned.final, targets.final)),
-        "loss_vtc": contrastive_loss(visual, textual, model.temperature, sample_id),
-        "loss_vtm": matched / num_pairs,
-        "loss_mlm": predicted / num_words,
-    }
-    total = torch.stack(list(losses.values())).sum()
+    batch = {
+        "video": video, "input_ids": ids, "valid": valid, "sample_id": case.inputs["idx"], "medium": kind,
+        "seed": torch.zeros(len(video), dtype=torch.int64),
+    }  # fmt: skip
+    every = torch.ones(len(video), dtype=torch.bool)
+    negatives = Negatives(outputs["vision_neg"][:, 0], outputs["text_neg"][:, 0], every)
+    terms = dict.fromkeys(("uta", "vtc", "vtm", "mlm"), 1.0)
+    module = Stage2Module(
+        model, optimizer=SGD, schedule=LambdaLR, terms=terms, mask_ratio={}, teacher=recorded.teacher
+    )  # fmt: skip
+    module.vocabulary = Vocabulary(size=0, pad_id=0, unk_id=0, cls_id=0, sep_id=0, mask_id=0)
+    losses: dict[str, Tensor] = {}
+    recorded.zero_grad()
+    with (
+        patch.object(module, "log", lambda name, value, **_: losses.update({name.removeprefix("train/"): value})),
+        patch.object(module, "_draw_mask", lambda _: masked),
+        patch("ivt2.modules.stage2.corrupt", lambda *_, **__: {None: Corruption(outputs["mlm_ids"], labels)}),
+        patch("ivt2.modules.stage2_fusion.hard_negatives", lambda *_, **__: negatives),
+    ):
+        total = module.training_step(batch, 0)
+        encoded = module.encode(batch)
     total.backward()
     gradients = dict(model.named_parameters())
     # The teacher's parameters are listed, and have none.
     norms = [None if name.startswith(TEACHER) else gradients[locate(name)].grad for name in case.json["param_order"]]
+    with torch.no_grad():
+        similarity = encoded.features["video"] @ encoded.textual[None].T / model.temperature
+    losses.pop("loss")
     return losses | {
         "total": total,
         "gradnorms": torch.stack([torch.zeros(()) if grad is None else grad.norm() for grad in norms]),
-        "teacher_attn": teacher.attention,
-        "vtm_weights_v2t": negative_weights(similarity, sample_id),
-        "vtm_weights_t2v": negative_weights(similarity.T, sample_id),
+        "teacher_attn": recorded.teacher(video).attention,
+        "vtm_weights_v2t": negative_weights(similarity, case.inputs["idx"]),
+        "vtm_weights_t2v": negative_weights(similarity.T, case.inputs["idx"]),
         # Choices, not results: the step above was made with them.
         **{name: outputs[name] for name in ("mask", "vision_neg", "text_neg", "mlm_ids", "mlm_labels")},
     }
