@@ -10,7 +10,7 @@ from ivt2.data.isolation import DecoderProcess
 from ivt2.data.ledger import SampleError
 from ivt2.data.sound import SoundReader, ten_seconds
 from ivt2.ops.filterbank import log_mel_features
-from tests.data.clips import encode, encode_audio, wav
+from tests.data.clips import encode, encode_audio, tone, wav
 
 WANTED = 160_000
 
@@ -99,6 +99,25 @@ def test_a_sample_without_sound_is_left_out_or_filled_with_zeros(members, read_f
         SoundReader(read_from=read_from).read(members, generator(), start_s=start_s)
     padded = SoundReader(read_from=read_from, missing="pad").read(members, generator(), start_s=start_s)
     assert torch.equal(padded, torch.zeros(998, 64))
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 48_000])
+def test_stereo_of_any_rate_is_heard_as_its_mean_at_16_khz(rate_hz):
+    left = tone(0.5, rate_hz)
+    stereo = wav(np.stack([left, np.zeros_like(left)], axis=1), rate_hz)
+    features = SoundReader().read({"wav": stereo}, generator())
+    expected = ten_seconds(torch.from_numpy(0.5 * tone(0.5)).float(), of_video=False)
+    loudest = expected[20].argmax()
+    assert features.shape == expected.shape
+    assert (features[2:46].argmax(dim=1) == loudest).all()
+    torch.testing.assert_close(features[2:46, loudest], expected[2:46, loudest], atol=0.02, rtol=0)
+
+
+def test_silence_is_a_sound_and_not_a_missing_one():
+    features = SoundReader(missing="skip").read({"wav": wav(np.zeros(8000))}, generator())
+    assert features.isfinite().all()
+    assert len(features.unique()) == 1
+    assert features[0, 0] < 0
 
 
 @pytest.mark.parametrize("missing", ["skip", "pad"])

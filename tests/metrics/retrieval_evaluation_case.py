@@ -27,22 +27,43 @@ def match(text_tokens, valid, vision_tokens):
     return torch.stack([-positive, positive], dim=1)
 
 
-def collected(batches):
-    """An evaluation that saw batches, each a list of clip numbers."""
+VIEWS = ("v", "a", "av")
+
+
+def seen_as(view, features):
+    """Features of a view, made of those of the first: different ones, of the same shape."""
+    return features if view == "v" else -0.5 * features.roll(len(view), dims=1)
+
+
+def match_both(text_tokens, valid, audio_tokens, vision_tokens):
+    """A head that looks at sound and pictures, in this order."""
+    return match(text_tokens, valid, audio_tokens - 2 * vision_tokens)
+
+
+HEADS = {"v": match, "a": match, "av": match_both}
+
+
+def collected(batches, views=("v",)):
+    """An evaluation that saw batches, each a list of clip numbers; captions of a batch are as long as its longest."""
     clip, visual, textual, vision_tokens, text_tokens, valid = evaluation_set()
-    evaluation = RetrievalEvaluation()
+    evaluation = RetrievalEvaluation(views, matched=views)
     for numbers in batches:
         rows = torch.tensor([row for number in numbers for row in (clip == number).nonzero()[:, 0].tolist()])
         rows, own = rows.long(), torch.tensor(numbers).long()
+        length = int(valid[rows].sum(dim=1).max()) if numbers else 6
         evaluation.update(
             index=10 * own,
             clip_of_caption=10 * clip[rows],
             features=RetrievalFeatures(
-                {"v": visual[own]}, {"v": vision_tokens[own]}, textual[rows], text_tokens[rows], valid[rows]
+                {view: seen_as(view, visual[own]) for view in views},
+                {letter: seen_as(letter, vision_tokens[own]) for letter in "va"},
+                textual[rows],
+                text_tokens[rows, :length],
+                valid[rows, :length],
             ),
         )
     return evaluation
 
 
-def computed(batches, top_k, chunk=4):
-    return collected(batches).compute({"v": match}, top_k=top_k, device=torch.device("cpu"), chunk=chunk)
+def computed(batches, top_k, chunk=4, views=("v",)):
+    return collected(batches, views).compute(HEADS, top_k=top_k, device=torch.device("cpu"), chunk=chunk)

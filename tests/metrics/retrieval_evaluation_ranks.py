@@ -6,7 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from tests.metrics.retrieval_evaluation_case import computed
+from tests.metrics.retrieval_evaluation_case import VIEWS, computed
 
 SHARES = {
     "uneven": ([[3, 0], [4, 6]], [[2], [1, 5]]),
@@ -18,7 +18,9 @@ SHARES = {
 
 def run(rank):
     return {
-        f"{name}/{top_k}": computed(shares[rank], top_k).metrics for name, shares in SHARES.items() for top_k in (2, 9)
+        f"{name}/{top_k}": computed(shares[rank], top_k, views=VIEWS).metrics
+        for name, shares in SHARES.items()
+        for top_k in (2, 9)
     }
 
 
