@@ -5,6 +5,7 @@ M texts of L tokens, P trained positions, D width, E width of the shared space.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -47,6 +48,8 @@ class MobileClipText(nn.Module):
         position_table: Whether positions are learned; otherwise tokens have no position.
         pool: Token that a text is read off at: ``argmax``, the one of the greatest id, which CLIP's end token has, or
             ``last``, the last one before the padding of zeros, for other tokenizers.
+        init_std: Standard deviation of the linear weights at the start; a narrow model needs more, as the video
+            encoder does.
         attention: Back end, see ``ivt2.ops.attention.attention``.
 
     Raises:
@@ -70,13 +73,14 @@ class MobileClipText(nn.Module):
         causal: bool = True,
         position_table: bool = True,
         pool: Literal["argmax", "last"] = "argmax",
+        init_std: float = 0.02,
         attention: Backend = "auto",
     ) -> None:
         super().__init__()
         heads = _for_each_layer("num_heads", num_heads, depth)
         ratios = _for_each_layer("mlp_ratio", mlp_ratio, depth)
         self.context_length, self.embed_dim, self.projection_dim = context_length, embed_dim, projection_dim
-        self.vocab_size, self.causal, self.pool = vocab_size, causal, pool
+        self.vocab_size, self.causal, self.pool, self.init_std = vocab_size, causal, pool, init_std
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         table = nn.Parameter(torch.empty(1, context_length, embed_dim)) if position_table else None
         self.register_parameter("pos_embed", table)
@@ -101,7 +105,7 @@ class MobileClipText(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start all weights anew; call it after ``to_empty`` where the model came from meta."""
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=self.init_std))
         std = self.embed_dim**-0.5
         nn.init.normal_(self.embedding.weight, std=std)
         nn.init.normal_(self.projection, std=std)

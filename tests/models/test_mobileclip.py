@@ -190,6 +190,12 @@ def test_names_of_the_parameters_are_fixed():
     assert "pos_embed" not in make(position_table=False).state_dict()
 
 
+def test_wider_start():
+    narrow, wide = MobileClipText(**TINY), MobileClipText(**TINY | {"init_std": 0.06})
+    for model, std in ((narrow, 0.02), (wide, 0.06)):
+        assert model.layers[0].mlp.fc1.weight.std().item() == pytest.approx(std, rel=0.2)
+
+
 def test_nothing_decays():
     model = make()
     assert model.no_weight_decay() == {name for name, _ in model.named_parameters()}

@@ -1,4 +1,7 @@
-"""Run by test_stage2_ranks.py in two processes; each writes losses and the gradients averaged over ranks."""
+"""Run by test_stage2_ranks.py in two processes; each writes losses and the gradients averaged over ranks.
+
+CLIP post-training takes its steps here too.
+"""
 
 import os
 import sys
@@ -10,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ivt2.losses.contrast import Contrast
 from ivt2.ops.sharding import shard
+from tests.modules import clip_case, clip_ranks
 from tests.modules.stage2_case import batch, fit, hearing, make, whole
 
 SHARES = {"even": ((0, 1, 2, 3), (4, 5, 6, 7)), "uneven": ((0, 1, 2, 3), (4,)), "one empty": ((0, 1, 2), ())}
@@ -55,14 +59,14 @@ class Step(torch.nn.Module):
 
 
 def replicated(rank):
-    """Weights after steps of one medium each, as `trainer=ddp` takes them."""
-    module = hearing(negatives_group=2)
+    """Weights after steps of one medium each, as `trainer=ddp` takes them, chunk by chunk."""
+    module = hearing(negatives_group=2, encode_chunk=3)
     fit(module, DistributedDataParallel(Step(module), find_unused_parameters=True), SHARES["even"][rank])
     return {name: each.detach() for name, each in module.model.named_parameters()}
 
 
 def sharded(rank):
-    """The same as `trainer=fsdp2` takes them, chunk by chunk, with ranks of different sizes."""
+    """The same as `trainer=fsdp2` takes them, with ranks of different sizes."""
     module = hearing(negatives_group=2, encode_chunk=2)
     mesh = init_device_mesh("cpu", (2,))
     shard(module.model, mesh, units=module.model.sharding_units(), methods=module.model.ENTRY_POINTS)
@@ -77,6 +81,9 @@ def run(rank):
     found["reference"] = step(SHARES["even"][rank], contrast=Contrast(reference_gradient_scale=True), **only)
     for name, options in HEARING.items():
         found[name] = taken(hearing(negatives_group=2, **options), whole(rows=SHARES["uneven"][rank]))
+    for form in clip_ranks.FORMS:
+        for name, shares in SHARES.items():
+            found[f"clip {form} {name}"] = taken(clip_ranks.build(form), clip_case.batch(shares[rank]))
     return found | {"replicated": replicated(rank), "sharded": sharded(rank)}
 
 

@@ -1,6 +1,5 @@
-"""CLIP post-training: the loss, what is frozen, the temperature, what is refused, resume, ranks."""
+"""CLIP post-training: the loss, what is frozen, the temperature, what is refused, resume."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -16,10 +15,7 @@ from ivt2.modules import clip
 from tests.datamodules.seen import checkpoints, trainer
 from tests.losses.test_sigmoid import slow_loss
 from tests.modules.clip_case import FROZEN, POOL, TEXT, VISION, VOCABULARY, batch, make, make_model
-from tests.modules.clip_ranks import FORMS, build
 from tests.modules.stage2_case import gradients
-from tests.modules.stage2_ranks import SHARES
-from tests.ops.launch import run_ranks
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*bottleneck.*", "ignore:.*LeafSpec.*", "ignore:.*dirpath.*", "ignore:.*log.*"
@@ -311,22 +307,3 @@ def test_sounds_without_pictures_are_refused(medium):
         return
     with pytest.raises(InputError, match=r"datamodule\.train\.toy: holds sounds without pictures"):
         ask(make(), medium=medium)
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each of two ranks found."""
-    return run_ranks(Path(__file__).with_name("clip_ranks.py"), tmp_path_factory.mktemp("ranks"))
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", SHARES)
-def test_ranks_together_take_the_step_of_one_process(ranks, form, name):
-    module = build(form)
-    loss = step(module, batch([row for share in SHARES[name] for row in share]))
-    loss.backward()
-    expected = {name: torch.zeros_like(each) for name, each in module.model.named_parameters()} | gradients(module)
-    for found in ranks:
-        torch.testing.assert_close(found[form, name]["loss"], loss.detach())
-        torch.testing.assert_close(found[form, name]["gradients"], expected, rtol=1e-4, atol=1e-5)

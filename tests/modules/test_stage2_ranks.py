@@ -1,10 +1,11 @@
-"""Two ranks of stage 2 against one process: losses, gradients, and weights after steps of one medium each."""
+"""Two ranks of stage 2, and of CLIP, against one process: losses, gradients, weights after steps of one medium each."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.modules import clip_case, clip_ranks
 from tests.modules.stage2_case import batch, fit, gradients, hearing, make, whole
 from tests.modules.stage2_ranks import HEARING, SHARES
 from tests.ops.launch import run_ranks
@@ -78,3 +79,13 @@ def test_steps_of_one_medium_each_leave_the_weights_of_one_process(ranks, engine
     assert moved == {name.split(".")[0] for name in expected}
     for found in ranks:
         torch.testing.assert_close(found[engine], expected, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("form", clip_ranks.FORMS)
+@pytest.mark.parametrize("name", SHARES)
+def test_clip_on_two_ranks_takes_the_step_of_one(ranks, form, name):
+    loss, expected = taken(clip_ranks.build(form), clip_case.batch(rows_of(name)))
+    assert sum(bool(each.any()) for each in expected.values()) > 5
+    for found in ranks:
+        torch.testing.assert_close(found[f"clip {form} {name}"]["loss"], loss)
+        torch.testing.assert_close(found[f"clip {form} {name}"]["gradients"], expected, rtol=1e-4, atol=1e-5)
