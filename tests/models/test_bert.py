@@ -4,7 +4,7 @@ import transformers
 
 from ivt2.errors import InputError
 from ivt2.models.bert import Bert, fusion_attention, join_contexts
-from ivt2.models.bert_layers import FusionLayer, TextLayer, padding_bias
+from ivt2.models.bert_layers import FusionLayer, TextLayer
 from tests.golden.bert import rename_bert
 
 CONFIG = {
@@ -145,15 +145,6 @@ def test_fusion_attention_is_what_the_layer_uses(text, vision):
             tokens = part.norm(part.output((weights @ values).transpose(1, 2).flatten(2)) + tokens)
         tokens = layer.feed_forward(tokens)
     torch.testing.assert_close(bert(*text, vision, vision_valid)[valid], tokens[valid], atol=1e-5, rtol=1e-5)
-
-
-def test_padding_bias_values():
-    valid = torch.tensor([[True, False]])
-    assert padding_bias(valid, -10000.0, torch.float32).tolist() == [[[[0.0, -10000.0]]]]
-    least = padding_bias(valid, None, torch.bfloat16)
-    assert least.dtype == torch.bfloat16
-    assert least[0, 0, 0, 1] == torch.finfo(torch.bfloat16).min
-    assert padding_bias(None, None, torch.float32) is None
 
 
 def test_autocast_keeps_padded_rows_finite(text, vision):
