@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN := outputs/quickstart
 DATABASE := outputs/mlflow/mlflow.db
 CHAIN := teacher_frames_tiny mae_tiny stage1_tiny
-SMOKE := stage2_tiny $(CHAIN) stage2_from_stage1_tiny distill_tiny clip_tiny
+SMOKE := stage2_tiny stage2_audio_tiny $(CHAIN) stage2_from_stage1_tiny distill_tiny clip_tiny
 # The environment is current when it was built from exactly these two files.
 STAMP := $(VENV)/.built-from-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
