@@ -147,7 +147,7 @@ def gradients(module):
     return {name: each.grad.clone() for name, each in module.model.named_parameters() if each.grad is not None}
 
 
-def fit(module, step, rows, media=("video", "audio", "audio_video", "image")):
+def fit(module, step, rows, media=("video", "audio", "audio_video")):
     """Steps of one medium each, by an optimizer that tells a gradient of zero from none."""
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9, weight_decay=1.0)
     for medium in media:

@@ -18,11 +18,10 @@ from tests.modules.stage2_case import batch, fit, hearing, make, whole
 
 SHARES = {"even": ((0, 1, 2, 3), (4, 5, 6, 7)), "uneven": ((0, 1, 2, 3), (4,)), "one empty": ((0, 1, 2), ())}
 HEARING = {
-    "all terms": {},
     "chunks": {"encode_chunk": 1, "contrast": Contrast(chunk=2)},
-    "sigmoid": {"logit_bias": -2.0, "contrast": Contrast(form="sigmoid")},
+    "sigmoid": {"terms": {"avtc": 1.0}, "logit_bias": -2.0, "contrast": Contrast(form="sigmoid")},
 }
-"""Options of a module that hears, with which ranks of different sizes take a step of all terms."""
+"""Options of a module that hears, with which ranks of different sizes take a step."""
 
 
 def averaged(module):

@@ -60,7 +60,7 @@ def test_reference_gradient_scale_divides_the_encoders_gradient_by_the_ranks(ran
 
 
 @pytest.mark.parametrize("name", HEARING)
-def test_all_terms_of_two_ranks_are_those_of_one(ranks, name):
+def test_terms_of_two_ranks_that_hear_are_those_of_one(ranks, name):
     options = HEARING[name] | {"encode_chunk": None}
     loss, expected = taken(hearing(negatives_group=2, **options), whole(rows=rows_of("uneven")))
     for found in ranks:
