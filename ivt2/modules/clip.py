@@ -6,27 +6,21 @@ loss = L_contrastive(vision_align(pool(video)), text(caption); temperature)     
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from typing_extensions import Self
 
 from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule
-from ivt2.checkpoint.initial import load_initial
 from ivt2.errors import InputError
 from ivt2.losses.contrast import Contrast
 from ivt2.metrics.retrieval_evaluation import RetrievalFeatures
 from ivt2.models.clip import ClipModel
+from ivt2.modules.aligned import AlignedModule
 from ivt2.modules.patch_masking import PatchMasking
-from ivt2.modules.retrieval import RetrievalModule
 from ivt2.ops.chunks import by_chunks, num_chunks
-from ivt2.ops.sharding import shard
-from ivt2.optim.freezing import Frozen
-from ivt2.optim.parameter_groups import parameter_groups
 
 
-class ClipModule(RetrievalModule):
+class ClipModule(AlignedModule):
     """Trains a :class:`ClipModel` on :class:`MediaTextBatch`, evaluates zero-shot retrieval on `RetrievalBatch`.
 
     Logs ``train/loss`` and ``train/temperature``.
@@ -44,12 +38,14 @@ class ClipModule(RetrievalModule):
             batch. Of use where blocks of a tower learn.
         frozen: names of parts of ``model`` that do not learn and are held in evaluation mode: ``text_encoder``.
         trained: names of parts below those that learn all the same: ``vision_encoder.clip_projector``.
-        initial: start weights of parts of ``model``, by its name, see :func:`load_initial`; ``train.py`` leaves
+        initial: start weights of parts of ``model``, by its name, see ``load_initial``; ``train.py`` leaves
             them out where a run resumes.
 
     Raises:
         InputError: unknown part, mask ratio or chunk out of range, or a bias that the loss has no use for.
     """
+
+    model: ClipModel
 
     def __init__(
         self,
@@ -65,8 +61,15 @@ class ClipModule(RetrievalModule):
         trained: Sequence[str] = (),
         initial: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(rerank_top_k=0)
-        self.model = model
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            rerank_top_k=0,
+            initial=initial,
+            frozen=frozen,
+            trained=trained,
+        )
         self.contrast = Contrast() if contrast is None else contrast
         self.contrast.check_bias(learned=model.logit_bias is not None)
         if encode_chunk is not None and encode_chunk < 1:
@@ -75,10 +78,6 @@ class ClipModule(RetrievalModule):
             )
         self._masking = PatchMasking(masking, mask_ratio or {})
         self.encode_chunk = encode_chunk
-        self._frozen = Frozen(model, frozen, trained)
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.initial = initial or {}
         self.last_masked: Tensor | None = None
 
     def setup(self, stage: str) -> None:
@@ -90,32 +89,7 @@ class ClipModule(RetrievalModule):
                     f"datamodule.{source}: holds sounds without pictures, which CLIP cannot take: leave it out"
                 )
         self.model.text_encoder.check_vocabulary(data.vocabulary)
-        if stage == "fit":
-            load_initial(self.model, self.initial)
-
-    def configure_model(self) -> None:
-        """Shard the blocks where the engine asks for it (``trainer=fsdp2``)."""
-        if self.device_mesh is not None:
-            shard(
-                self.model,
-                self.device_mesh["data_parallel"],
-                units=self.model.sharding_units(),
-                methods=self.model.ENTRY_POINTS,
-            )
-
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
-        """Set the mode of all but the frozen parts, which stay in evaluation mode."""
-        super().train(mode)
-        self._frozen.eval_mode()
-        return self
-
-    def on_train_start(self) -> None:
-        """Hold the frozen parts still: Lightning starts with the modes it finds, and warns of what is still before."""
-        self._frozen.eval_mode()
-
-    def on_train_batch_start(self, batch: MediaTextBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Keep the temperature in range."""
-        self.model.clamp_temperature()
+        super().setup(stage)
 
     def training_step(self, batch: MediaTextBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Contrast of the clips and captions of all ranks."""
@@ -139,13 +113,6 @@ class ClipModule(RetrievalModule):
         """Encode clips, whole, and all their captions."""
         visual, textual = self.model.encode_video(batch["video"]), self.model.encode_text(batch["input_ids"])
         return RetrievalFeatures({"v": visual}, {}, textual, textual.new_empty(0, 0, 0), batch["valid"])
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Decay matrices only; step the schedule with the optimizer."""
-        groups = parameter_groups(self.model.named_parameters(), no_weight_decay=self.model.no_weight_decay())
-        optimizer = self.optimizer(groups)
-        scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def _alone(encode: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:

@@ -10,33 +10,27 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from typing_extensions import Self
 
 from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule, Vocabulary
-from ivt2.checkpoint.initial import load_initial
 from ivt2.errors import InputError
 from ivt2.losses.contrast import Contrast
 from ivt2.metrics.retrieval_evaluation import Match, RetrievalFeatures
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.teacher import Teacher
+from ivt2.modules.aligned import AlignedModule
 from ivt2.modules.patch_masking import PatchMasking
-from ivt2.modules.retrieval import RetrievalModule
 from ivt2.modules.stage2_alignment import TeacherAlignment
 from ivt2.modules.stage2_encoding import EncodedBatch, StepEncoder, corrupt
 from ivt2.modules.stage2_fusion import Stream, fused_losses
 from ivt2.modules.stage2_retrieval import encode_retrieval, matching_heads
 from ivt2.modules.stage2_terms import StepTerms, check_parts, check_sources, parse_terms
 from ivt2.ops.random import uniform
-from ivt2.ops.sharding import shard
-from ivt2.optim.freezing import Frozen
-from ivt2.optim.parameter_groups import parameter_groups
 
 
-class Stage2Module(RetrievalModule):
+class Stage2Module(AlignedModule):
     """Trains a :class:`Stage2Model` on :class:`MediaTextBatch`, evaluates zero-shot retrieval on `RetrievalBatch`.
 
     Logs ``train/loss`` and ``train/loss_<term>`` of the terms that a step has.
@@ -68,6 +62,8 @@ class Stage2Module(RetrievalModule):
         InputError: unknown term or part, a term without what it needs, or a number out of range.
     """
 
+    model: Stage2Model
+
     def __init__(
         self,
         model: Stage2Model,
@@ -87,23 +83,26 @@ class Stage2Module(RetrievalModule):
         frozen: Sequence[str] = (),
         trained: Sequence[str] = (),
     ) -> None:
-        super().__init__(rerank_top_k=rerank_top_k)
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            rerank_top_k=rerank_top_k,
+            initial=initial,
+            frozen=frozen,
+            trained=trained,
+        )
         self.terms = parse_terms(terms)
         check_parts(self.terms, model, teacher=teacher is not None)
         self.contrast = Contrast() if contrast is None else contrast
         if any(each.term.kind == "contrast" for each in self.terms):
             self.contrast.check_bias(learned=model.logit_bias is not None)
-        self.model = model
-        self._frozen = Frozen(model, frozen, trained)
         self._masking = PatchMasking(masking, mask_ratio)
         self._alignment = None if teacher is None else TeacherAlignment(teacher, model)
         taps = () if self._alignment is None else self._alignment.taps
         self._encoder = StepEncoder(model, taps=taps, chunk=encode_chunk)
-        self.optimizer = optimizer
-        self.schedule = schedule
         self.masked_lm_probability = masked_lm_probability
         self.negatives_group = negatives_group
-        self.initial = dict(initial or {})
         self.vocabulary: Vocabulary | None = None
         self.last_masked: Tensor | None = None
 
@@ -128,41 +127,17 @@ class Stage2Module(RetrievalModule):
         self.vocabulary = vocabulary
         if stage == "fit" and self._alignment is not None:
             self._alignment.check_weights()
-        if stage == "fit":
-            load_initial(self.model, self.initial)
-
-    def configure_model(self) -> None:
-        """Shard the blocks where the engine asks for it (``trainer=fsdp2``)."""
-        if self.device_mesh is not None:
-            shard(
-                self.model,
-                self.device_mesh["data_parallel"],
-                units=self.model.sharding_units(),
-                methods=self.model.ENTRY_POINTS,
-            )
-
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
-        """Set the mode of all but the frozen parts, which stay in evaluation mode."""
-        super().train(mode)
-        self._frozen.eval_mode()
-        return self
+        super().setup(stage)
 
     def on_train_start(self) -> None:
-        """Hold the frozen parts still: Lightning starts with the modes it finds, and returns to them after validation.
-
-        Not before, since it warns of parts that it finds in evaluation mode.
-        """
-        self._frozen.eval_mode()
+        """Hold the frozen parts still; check that chunks mean what a batch does."""
+        super().on_train_start()
         self._encoder.check_chunks()
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device, which Lightning does not know of."""
         if self._alignment is not None:
             self._alignment.to(self.device)
-
-    def on_train_batch_start(self, batch: MediaTextBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Keep the temperature in range."""
-        self.model.clamp_temperature()
 
     def training_step(self, batch: MediaTextBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Weighted sum of the terms that the batch serves."""
@@ -216,10 +191,3 @@ class Stage2Module(RetrievalModule):
     def matching_heads(self) -> Mapping[str, Match]:
         """Matching heads that the terms train, by the view that they judge."""
         return matching_heads(self.model, self.terms)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Decay matrices only; step the schedule with the optimizer."""
-        groups = parameter_groups(self.model.named_parameters(), no_weight_decay=self.model.no_weight_decay())
-        optimizer = self.optimizer(groups)
-        scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -11,7 +11,7 @@ from ivt2.callbacks.random_state import RandomState
 from ivt2.checkpoint import read_weights
 from ivt2.errors import InputError
 from ivt2.losses.contrast import Contrast
-from ivt2.modules import clip
+from ivt2.modules import aligned
 from tests.datamodules.seen import checkpoints, trainer
 from tests.losses.test_sigmoid import slow_loss
 from tests.modules.clip_case import FROZEN, POOL, TEXT, VISION, VOCABULARY, batch, make, make_model
@@ -260,7 +260,7 @@ def test_resumed_training_is_that_without_a_break(kind, tmp_path):
 @pytest.mark.parametrize(("stage", "found"), [("fit", [{TEXT: {"weights": "some"}}]), ("test", [])])
 def test_start_weights_are_for_training(stage, found, monkeypatch):
     loaded = []
-    monkeypatch.setattr(clip, "load_initial", lambda model, parts: loaded.append(parts))
+    monkeypatch.setattr(aligned, "load_initial", lambda model, parts: loaded.append(parts))
     ask(make(initial={TEXT: {"weights": "some"}}), stage=stage)
     assert loaded == found
 

@@ -84,7 +84,7 @@ def test_frozen_encoders_keep_nothing_and_drop_nothing():
 @pytest.mark.parametrize(("stage", "read"), [("fit", 1), ("validate", 0), ("test", 0)])
 def test_start_weights_are_read_for_training_alone(stage, read, monkeypatch):
     found = []
-    monkeypatch.setattr("ivt2.modules.stage2.load_initial", lambda *given: found.append(given))
+    monkeypatch.setattr("ivt2.modules.aligned.load_initial", lambda *given: found.append(given))
     module = make(**WHOLE)
     module._trainer = looked_at()
     module.setup(stage)
