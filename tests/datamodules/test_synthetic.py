@@ -125,6 +125,27 @@ def test_sizes_that_cannot_be_used_are_named(tmp_path):
         datamodule(tmp_path, num_train=1, num_val=99999).prepare_data()
 
 
+def test_twins_bring_their_sound_and_captions_of_each_kind(tmp_path):
+    module = datamodule(
+        tmp_path, num_train=4, num_val=2, num_test=2, medium="audio_video", caption_kinds=["video", "audio"],
+        caption_kind="video",
+    )  # fmt: skip
+    module.prepare_data()
+    module.setup("fit")
+    assert module.media == {"train.synthetic": "audio_video", "val.synthetic": "audio_video"}
+    batch = next(iter(module.train_dataloader()))
+    scenes = {scene.key: scene for scene in make_scenes("train", 4, 0, twins=True)}
+    assert batch["audio"].shape == (4, 998, 64)
+    for kind in ("video", "audio"):
+        for key, ids in zip(batch["key"], batch["texts"][kind].input_ids, strict=True):
+            texts = [normalize_caption(text) for text in scenes[key].captions_by_kind[kind]]
+            assert ids.tolist() in module.tokenizer(texts)[0].tolist()
+    evaluated = next(iter(module.val_dataloader()[0]))
+    expected = [scene.captions_by_kind["video"][0] for scene in make_scenes("val", 2, 0, twins=True)]
+    assert evaluated["caption"] == expected
+    assert evaluated["audio"].any(dim=2).any(dim=1).all()
+
+
 @pytest.mark.dist
 def test_worker_processes_give_the_same_batches(tmp_path, ready):
     module = datamodule(tmp_path, num_workers=2)
