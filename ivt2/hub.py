@@ -26,6 +26,7 @@ from ivt2.checkpoint.released import load_released, read_facts
 from ivt2.checkpoint.trained import Trained, load_trained
 from ivt2.checkpoint.zoo import convert_command, find, page_of
 from ivt2.data.inputs import AudioSource, AudioTransform, ClipTransform, VideoSource, each
+from ivt2.data.sound import NUM_MELS
 from ivt2.data.text import normalize_caption
 from ivt2.data.tokenizer import WordPieceTokenizer
 from ivt2.data.tokenizer_clip import ClipTokenizer
@@ -34,6 +35,7 @@ from ivt2.errors import InputError
 from ivt2.models.features import audio_features, text_features, video_features
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage2 import Stage2Model
+from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.models.videomae import VideoMAE
 
 CACHE = Path("~/.cache/ivt2")
@@ -314,7 +316,9 @@ def _card_of_run(network: Trained, folder: Path) -> Card:
     modalities: tuple[Modality, ...]
     match network:
         case Stage2Model():
-            encoder, dim, modalities = network.vision_encoder, network.vision_proj.out_features, (*_PIXELS, "text")
+            sound: tuple[Modality, ...] = ("audio",) if isinstance(network, Stage2AudioVisualModel) else ()
+            encoder, dim = network.vision_encoder, network.vision_proj.out_features
+            modalities = (*_PIXELS, *sound, "text")
         case InternVideo2():
             encoder, dim, modalities = network, network.pooled_dim, _PIXELS
         case VideoMAE():
@@ -327,6 +331,7 @@ def _card_of_run(network: Trained, folder: Path) -> Card:
         image_size=encoder.image_size,
         dim=dim,
         tokenizer="bert" if "text" in modalities else None,
+        num_mels=NUM_MELS if "audio" in modalities else None,
     )
 
 

@@ -17,10 +17,12 @@ from torch import nn
 from ivt2.checkpoint.folder import CONFIG, FORMAT, read_shapes, read_weights
 from ivt2.checkpoint.weights import fill, require_same_architecture
 from ivt2.errors import InputError
+from ivt2.models.beats import Beats
 from ivt2.models.bert import Bert
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.masked_autoencoder import MaskedAutoencoder
 from ivt2.models.stage2 import Stage2Model
+from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.models.videomae import VideoMAE
 
 
@@ -29,7 +31,7 @@ def _name(network: type[nn.Module]) -> str:
 
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
-    _name(network): network for network in (Bert, InternVideo2, Stage2Model, VideoMAE)
+    _name(network): network for network in (Beats, Bert, InternVideo2, Stage2AudioVisualModel, Stage2Model, VideoMAE)
 }
 """Networks that a training checkpoint may hold, by the name that a configuration gives them."""
 
@@ -55,9 +57,9 @@ class _Place(NamedTuple):
 def load_trained(folder: Path, *, student: str | None = None) -> Trained:
     """Rebuild and fill what a run was for, in float32 on the CPU.
 
-    That is the model of stage 2, and the encoder of a student of stage 1 or of a distillation or of a masked
-    autoencoder; decoders, which serve the training alone, are left out. Memory is taken for nothing but weights that
-    the checkpoint really holds; what else a run needs is not read.
+    That is the model of stage 2, with sound or without, and the encoder of a student of stage 1 or of a distillation or
+    of a masked autoencoder; decoders, which serve the training alone, are left out. Memory is taken for nothing but
+    weights that the checkpoint really holds; what else a run needs is not read.
 
     Args:
         folder: A checkpoint of ``train.py``, such as ``outputs/<run>/checkpoints/last.ckpt``.
@@ -108,9 +110,10 @@ def _find(module: Any, student: str | None, folder: Path) -> _Place:
         return _Place(("students", student or names[0], "encoder"), InternVideo2)
     if _step(module, "student") is not None:
         return _Place(("student", "encoder"), InternVideo2)
-    if _step(_step(module, "model"), "_target_") == AUTOENCODER:
+    target = _step(_step(module, "model"), "_target_")
+    if target == AUTOENCODER:
         return _Place(("model", "encoder"), VideoMAE)
-    return _Place(("model",), Stage2Model)
+    return _Place(("model",), Stage2AudioVisualModel if target == _name(Stage2AudioVisualModel) else Stage2Model)
 
 
 def _require_table(node: Any, widest: int, where: str) -> None:

@@ -501,6 +501,41 @@ def test_a_run_of_training(clips, tmp_path):
         ivt2.load(folder, num_frames=8)
 
 
+def test_a_run_with_sound(clips, tmp_path):
+    vision = {
+        "image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
+        "mlp_ratio": 2.0, "pool_num_heads": 2, "pooled_dim": 8,
+    }  # fmt: skip
+    text = {
+        "vocab_size": 256, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_positions": 48,
+        "fusion_layer": 1, "encoder_width": 12,
+    }  # fmt: skip
+    sound = {
+        "patch_size": 32, "patch_dim": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32,
+        "position_kernel": 4, "position_groups": 4, "num_buckets": 8, "max_distance": 16,
+    }  # fmt: skip
+    sizes = {"contrastive_dim": 6, "fusion_dim": 12, "audio_matching": True}
+    model = {
+        "_target_": "ivt2.models.stage2_audio.Stage2AudioVisualModel",
+        "vision_encoder": {"_target_": "ivt2.models.internvideo2.InternVideo2", **vision},
+        "text_encoder": {"_target_": "ivt2.models.bert.Bert", **text},
+        "audio_encoder": {"_target_": "ivt2.models.beats.Beats", **sound},
+        **sizes,
+    }
+    judge = Stage2AudioVisualModel(InternVideo2(**vision), Bert(**text), Beats(**sound), **sizes).eval()
+    state = {f"model.{name}": value for name, value in judge.state_dict().items()}
+    folder = tmp_path / "last.ckpt"
+    save_checkpoint(folder, {"state_dict": state}, config={"module": {"model": model}}, metadata={})
+    loaded = ivt2.load(folder)
+    torch.testing.assert_close(loaded.model.state_dict(), judge.state_dict(), rtol=0, atol=0)
+    rows = AudioTransform(64)(wav(tone(1.0)))[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode_audio(wav(tone(1.0))), judge.embed_audio(judge.encode_audio(rows)))
+        pooled = judge.embed_video(judge.encode_video(loaded.transform(clips[0])[None]))
+    torch.testing.assert_close(loaded.encode_video(clips[0]), pooled)
+    assert set(loaded.card.modalities) == {"video", "image", "audio", "text"}
+
+
 @pytest.mark.parametrize("kind", ["stage1", "distill", "autoencoder"])
 def test_the_encoder_of_masked_training_is_loaded(kind, clips, tmp_path):
     sizes = {"image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
