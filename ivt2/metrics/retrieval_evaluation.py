@@ -16,8 +16,8 @@ from ivt2.metrics.retrieval import RetrievalMetric, RetrievalResult, rerank
 from ivt2.ops.distributed import all_gather, gather_objects, rank_and_world
 
 Match = Callable[..., Tensor]
-"""Logits [P, 2] of (no match, match) of text tokens [P, L, D], their validity [P, L] and, for each letter of the view,
-tokens of that encoder [P, N, F]."""
+"""Logits [P, 2] of (no match, match) of text tokens [P, L, D], their validity [P, L], the row [P] of the clip of each
+pair and, for each letter of the view, tokens [B, N, F] that its encoder gives of the clips."""
 
 
 class RetrievalFeatures(NamedTuple):
@@ -112,8 +112,11 @@ class RetrievalEvaluation:
         tokens = {letter: _joined(parts) for letter, parts in self._tokens.items()}
 
         def score(view: str, clip: Tensor, caption: Tensor) -> Tensor:
-            looked_at = [tokens[letter][own_row[clip]].to(device) for letter in view]
-            logits = match[view](text_tokens[caption].to(device), valid[caption].to(device), *looked_at)
+            # Pairs come clip by clip, so that few clips have to be moved and projected for many pairs.
+            rows, row = torch.unique_consecutive(own_row[clip], return_inverse=True)
+            looked_at = [tokens[letter][rows].to(device) for letter in view]
+            texts = text_tokens[caption].to(device), valid[caption].to(device)
+            logits = match[view](*texts, row.to(device), *looked_at)
             return logits[:, 1]
 
         for view in self.matched:

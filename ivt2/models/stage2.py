@@ -192,17 +192,20 @@ class Stage2Model(nn.Module):
         """Logits over the vocabulary from fused tokens; it is too wide to score every position."""
         return self.text_encoder.predict_tokens(fused)
 
-    def match(self, text: EncodedText, vision_tokens: Float[Tensor, "P V F"]) -> Float[Tensor, "P 2"]:
+    def match(
+        self, text: EncodedText, vision_tokens: Float[Tensor, "B V F"], rows: Int64[Tensor, "P"] | None = None
+    ) -> Float[Tensor, "P 2"]:
         """Logits of (no match, match) for pairs of captions and clips.
 
         Args:
             text: the captions of the P pairs.
-            vision_tokens: the visual tokens of the clips of the P pairs.
+            vision_tokens: the visual tokens of B clips.
+            rows: the clip of each pair; None where there is one clip for each pair, in order.
         """
-        return self.score_pairs(self._fuse_start(text, vision_tokens))
+        return self.score_pairs(self._fuse_start(text, vision_tokens, rows))
 
-    def _fuse_start(self, text: EncodedText, tokens: Tensor) -> Tensor:
-        return self.fuse_at(text, self.project_tokens(tokens), None, start_tokens(text.valid))
+    def _fuse_start(self, text: EncodedText, tokens: Tensor, rows: Tensor | None) -> Tensor:
+        return self.fuse_at(text, self.project_tokens(tokens), rows, start_tokens(text.valid))
 
     def predict_tokens(
         self,

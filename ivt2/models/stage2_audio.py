@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,23 +136,29 @@ class Stage2AudioVisualModel(Stage2Model):
         logits: Tensor = self.audio_visual_matching_head(fused)
         return logits
 
-    def match_audio(self, text: EncodedText, audio_tokens: Float[Tensor, "P S F"]) -> Float[Tensor, "P 2"]:
+    def match_audio(
+        self, text: EncodedText, audio_tokens: Float[Tensor, "B S F"], rows: Int64[Tensor, "P"] | None = None
+    ) -> Float[Tensor, "P 2"]:
         """Logits of (no match, match) for pairs of captions and sounds; arguments as in :meth:`match`.
 
         Raises:
             RuntimeError: if the model was built with ``audio_matching=False``.
         """
-        return self.score_audio_pairs(self._fuse_start(text, audio_tokens))
+        return self.score_audio_pairs(self._fuse_start(text, audio_tokens, rows))
 
     def match_audio_visual(
-        self, text: EncodedText, audio_tokens: Float[Tensor, "P S F"], vision_tokens: Float[Tensor, "P V F"]
+        self,
+        text: EncodedText,
+        audio_tokens: Float[Tensor, "B S F"],
+        vision_tokens: Float[Tensor, "B V F"],
+        rows: Int64[Tensor, "P"] | None = None,
     ) -> Float[Tensor, "P 2"]:
-        """Logits of (no match, match) for pairs of captions and clips with sound.
+        """Logits of (no match, match) for pairs of captions and clips with sound; arguments as in :meth:`match`.
 
         Raises:
             RuntimeError: if the model was built with ``audio_visual_matching=False``.
         """
-        return self.score_audio_visual_pairs(self._fuse_start(text, join_tokens(audio_tokens, vision_tokens)))
+        return self.score_audio_visual_pairs(self._fuse_start(text, join_tokens(audio_tokens, vision_tokens), rows))
 
     def sharding_units(self) -> Iterator[nn.Module]:
         """Blocks that a sharded engine gathers one at a time."""

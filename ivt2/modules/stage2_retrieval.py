@@ -52,4 +52,4 @@ def matching_heads(model: Stage2Model, terms: Sequence[WeightedTerm]) -> Mapping
 
 def _of_tokens(match: Callable[..., Tensor]) -> Match:
     """The head as a function of plain tensors."""
-    return lambda text_tokens, valid, *tokens: match(EncodedText(text_tokens, valid), *tokens)
+    return lambda text_tokens, valid, rows, *tokens: match(EncodedText(text_tokens, valid), *tokens, rows)

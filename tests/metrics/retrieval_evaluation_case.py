@@ -19,10 +19,10 @@ def evaluation_set():
     return clip, visual, textual, vision_tokens, text_tokens, valid
 
 
-def match(text_tokens, valid, vision_tokens):
-    """Logits that depend on all three arguments, and on the order of the tokens."""
+def match(text_tokens, valid, rows, vision_tokens):
+    """Logits that depend on all arguments, and on the order of the tokens."""
     text = (text_tokens * valid[..., None] * torch.arange(1, 7)[:, None]).sum(dim=1)
-    vision = (vision_tokens * torch.arange(1, 4)[:, None]).sum(dim=1)
+    vision = (vision_tokens[rows] * torch.arange(1, 4)[:, None]).sum(dim=1)
     positive = (text * vision).sum(dim=1)
     return torch.stack([-positive, positive], dim=1)
 
@@ -35,9 +35,9 @@ def seen_as(view, features):
     return features if view == "v" else -0.5 * features.roll(len(view), dims=1)
 
 
-def match_both(text_tokens, valid, audio_tokens, vision_tokens):
+def match_both(text_tokens, valid, rows, audio_tokens, vision_tokens):
     """A head that looks at sound and pictures, in this order."""
-    return match(text_tokens, valid, audio_tokens - 2 * vision_tokens)
+    return match(text_tokens, valid, rows, audio_tokens - 2 * vision_tokens)
 
 
 HEADS = {"v": match, "a": match, "av": match_both}

@@ -36,7 +36,8 @@ def slow(top_k, view="v"):
             for place, other in enumerate(order):
                 pair = (query, other) if rows is cosine else (other, query)
                 tokens = [each[pair[0]][None] for each in looked_at]
-                score = HEADS[view](text_tokens[pair[1]][None], valid[pair[1]][None], *tokens)[0, 1]
+                text = text_tokens[pair[1]][None], valid[pair[1]][None]
+                score = HEADS[view](*text, torch.zeros(1, dtype=torch.int64), *tokens)[0, 1]
                 found[query, other] = score if place < top_k else -1e6 - place
         return found
 
@@ -70,6 +71,18 @@ def test_views_are_ranked_side_by_side(views, batches):
     _, visual, textual = evaluation_set()[:3]
     cosine = torch.nn.functional.cosine_similarity(seen_as(views[-1], visual)[:, None], textual[None], dim=2)
     torch.testing.assert_close(result.similarity, cosine)
+
+
+def test_a_clip_is_handed_over_once_for_all_its_pairs():
+    given = []
+
+    def head(text_tokens, valid, rows, vision_tokens):
+        given.append((len(vision_tokens), rows.tolist()))
+        return match(text_tokens, valid, rows, vision_tokens)
+
+    collected([ALL]).compute({"v": head}, top_k=100, device=torch.device("cpu"), chunk=1000)
+    num_clips, num_captions = len(ALL), len(evaluation_set()[0])
+    assert given == [(num_clips, [clip for clip in range(num_clips) for _ in range(num_captions)])]
 
 
 def test_tokens_wait_once_whatever_looks_at_them():

@@ -104,6 +104,15 @@ def test_predicted_words_are_the_selected_ones_in_order():
     torch.testing.assert_close(found, torch.stack([everywhere[0, 1], everywhere[0, 6], everywhere[2, 0]]))
 
 
+def test_pairs_may_share_clips():
+    model = make()
+    video, input_ids, valid = inputs()
+    tokens, text = model.encode_video(video).tokens, model.encode_text(input_ids, valid)
+    rows = torch.tensor([1, 0, 1])
+    torch.testing.assert_close(model.match(text, tokens[:2], rows), model.match(text, tokens[rows]))
+    assert not torch.allclose(model.match(text, tokens[:2], rows), model.match(text, tokens[[0, 1, 1]]))
+
+
 def test_matching_reads_the_clip_and_valid_words_alone():
     model = make()
     video, input_ids, valid = inputs()

@@ -87,6 +87,11 @@ def test_captions_look_at_audio_or_at_audio_then_vision(model, inputs):
     perceived = model.fuse(text, model.project_tokens(both))[:, 0]
     expected = model.audio_visual_matching_head(perceived)
     torch.testing.assert_close(model.match_audio_visual(text, audio.tokens, encoded.tokens), expected)
+    rows = torch.tensor([2, 2, 0])
+    some = model.match_audio(text, audio.tokens[rows])
+    torch.testing.assert_close(model.match_audio(text, audio.tokens, rows), some)
+    some = model.match_audio_visual(text, audio.tokens[rows], encoded.tokens[rows])
+    torch.testing.assert_close(model.match_audio_visual(text, audio.tokens, encoded.tokens, rows), some)
     assert model.predict_tokens(input_ids, valid, both, valid).shape == (int(valid.sum()), 40)
 
 
