@@ -57,6 +57,12 @@ def find_weights(path: Path, *, what: str) -> Path:
     """
     checkpoints = path / "checkpoints"
     folder = newest_valid(checkpoints) if checkpoints.is_dir() else path
+    sharded = folder is None and any(checkpoints.glob("*/.metadata"))
+    if sharded or (path / ".metadata").is_file():
+        raise InputError(
+            f"{what}={path}: holds checkpoints in the shards of its ranks, which only its own engine reads; let the "
+            "run collect them whole (docs/stages/stage2.md, start weights)"
+        )
     if folder is not None and folder.is_dir():
         return folder
     reason = "is a file" if path.is_file() else "does not exist" if folder else "is a run without a whole checkpoint"

@@ -206,6 +206,15 @@ def test_weights_that_are_null_leave_a_part_as_it_is(caplog):
         load_initial(network, {"vision_encodr": {"weights": None}})
 
 
+@pytest.mark.parametrize("place", ["run/checkpoints/last.ckpt", "last.ckpt"])
+def test_a_checkpoint_in_shards_is_refused_with_what_to_do(tmp_path, place):
+    """As the engines that shard parameters write them, index and all."""
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / ".metadata").touch()
+    with pytest.raises(InputError, match=r"in the shards of its ranks.*collect them whole"):
+        load_initial(Network(), {"vision_encoder": {"weights": str(tmp_path / place.split("/")[0])}})
+
+
 def test_nothing_is_loaded_where_a_later_part_does_not_fit(folder):
     network = Network()
     before = copied(network)
