@@ -81,8 +81,10 @@ def test_smallest_batches_have_a_loss_of_zero(num):
 
 @pytest.mark.parametrize(("ratio", "hidden"), [({}, None), ({"image": 0.5}, None), ({"video": 0.5}, 4)])
 def test_patches_are_hidden_by_the_seed_of_a_sample(ratio, hidden):
-    module = make(mask_ratio=ratio)
+    module, seen = make(mask_ratio=ratio), []
+    module.model.vision_encoder.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
     loss = step(module, batch())
+    assert seen == [1 + 8 - (hidden or 0)], "hidden patches do not enter the blocks"
     if hidden is None:
         assert module.last_masked is None
         assert loss.item() == pytest.approx(loop(module, batch()), rel=1e-5)
@@ -194,6 +196,9 @@ def test_frozen_towers_are_held_still_and_cost_the_optimizer_nothing(way, tmp_pa
         assert learns == {name for name in named if ".lora_" in name} | {"temperature"}
     frozen = {name for name in named if below(name, parts["frozen"]) and not below(name, parts.get("trained", ()))}
     assert not learns & frozen
+    data = batch()
+    assert model.encode_text(data["input_ids"]).requires_grad == any(below(name, [TEXT]) for name in learns)
+    assert not model.vision_encoder(data["video"]).tokens.requires_grad, "nothing is kept of a frozen trunk"
     assert all(found == learns for found in watch.with_gradient)
     optimizer = run.optimizers[0]
     listed = {id(each) for group in optimizer.param_groups for each in group["params"]}
@@ -204,6 +209,8 @@ def test_frozen_towers_are_held_still_and_cost_the_optimizer_nothing(way, tmp_pa
     opened = {name for name in still if below(name, parts.get("trained", ()))} | {VISION, TEXT}
     assert all(not found & (still - opened) for found in watch.training)
     assert all(f"{VISION}.blocks.1" not in found for found in watch.training)
+    module.eval().train()
+    assert {name for name, each in model.named_modules() if each.training} == watch.training[0]
     assert torch.equal(model.encode_text(batch()["input_ids"]), model.encode_text(batch()["input_ids"])) == (
         way != "adapters alone"
     )
