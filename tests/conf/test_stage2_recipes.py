@@ -16,16 +16,16 @@ from ivt2.cli.door import CONF
 from ivt2.datamodules.sources import MediaSource
 from ivt2.modules.stage2_terms import TERMS, check_sources, parse_terms
 
-RECIPES = {  # clips a step, rate, decay, second beta, epochs (of them warm-up), clipping, hidden, frames
-    "stage2_1b": (4096, 5e-5, 0.05, 0.98, 10, 1, 3.0, 0.8, 4),
-    "stage2_6b": (16384, 5e-5, 0.05, 0.98, 5, 1, 3.0, 0.8, 4),
-    "stage2_6b_unmasked": (16384, 5e-5, 0.05, 0.98, 5, 1, 3.0, 0.0, 4),
-    "stage2_6b_msrvtt": (32, 5e-6, 0.05, 0.98, 5, 1, 3.0, 0.8, 4),
-    "stage2_6b_didemo": (32, 5e-6, 0.05, 0.98, 5, 1, 3.0, 0.8, 4),
-    "stage2_6b_activitynet": (256, 4e-5, 0.02, 0.999, 20, 1, None, 0.0, 12),
-    "stage2_6b_lsmdc": (256, 2e-5, 0.02, 0.999, 8, 1, None, 0.0, 12),
-    "stage2_6b_msvd": (256, 1e-5, 0.02, 0.999, 3, 0, None, 0.0, 12),
-    "stage2_6b_vatex": (256, 1e-5, 0.02, 0.999, 3, 0, None, 0.0, 12),
+RECIPES = {  # clips a step, rate, decay, second beta, epochs (of them warm-up), clipping, hidden, frames, tokens
+    "stage2_1b": (4096, 5e-5, 0.05, 0.98, 10, 1, 3.0, 0.8, 4, 32),
+    "stage2_6b": (16384, 5e-5, 0.05, 0.98, 5, 1, 3.0, 0.8, 4, 40),
+    "stage2_6b_unmasked": (16384, 5e-5, 0.05, 0.98, 5, 1, 3.0, 0.0, 4, 40),
+    "stage2_6b_msrvtt": (32, 5e-6, 0.05, 0.98, 5, 1, 3.0, 0.8, 4, 40),
+    "stage2_6b_didemo": (32, 5e-6, 0.05, 0.98, 5, 1, 3.0, 0.8, 4, 64),
+    "stage2_6b_activitynet": (256, 4e-5, 0.02, 0.999, 20, 1, None, 0.0, 12, 150),
+    "stage2_6b_lsmdc": (256, 2e-5, 0.02, 0.999, 8, 1, None, 0.0, 12, 96),
+    "stage2_6b_msvd": (256, 1e-5, 0.02, 0.999, 3, 0, None, 0.0, 12, 64),
+    "stage2_6b_vatex": (256, 1e-5, 0.02, 0.999, 3, 0, None, 0.0, 12, 64),
 }
 PRETRAINING = list(RECIPES)[:3]
 
@@ -52,7 +52,7 @@ def published(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_numbers_of_a_run(name):
-    clips, rate, decay, beta, epochs, warmup, clipping, hidden, num_frames = RECIPES[name]
+    clips, rate, decay, beta, epochs, warmup, clipping, hidden, num_frames, tokens = RECIPES[name]
     cfg = config(name)
     sizes = cfg.datamodule.global_batch_size
     assert {clips} == ({sizes} if isinstance(sizes, int) else set(sizes.values()))
@@ -65,6 +65,7 @@ def test_the_numbers_of_a_run(name):
     assert cfg.module.mask_ratio.video == hidden
     assert cfg.module.mask_ratio.image == (0.5 if hidden else 0.0)
     assert cfg.datamodule.num_frames == num_frames
+    assert cfg.datamodule.tokenizer.max_length == tokens
     assert cfg.datamodule.tokenizer.vocab_file is not None, "released weights need the words they were trained with"
     monitored = cfg.callbacks.best.monitor.split("/")
     assert monitored[1] in cfg.datamodule.val
