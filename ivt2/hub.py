@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,8 +32,10 @@ from ivt2.data.tokenizer import WordPieceTokenizer
 from ivt2.data.tokenizer_clip import ClipTokenizer
 from ivt2.data.tokenizer_llama import LlamaTokenizer
 from ivt2.errors import InputError
+from ivt2.models.clip import ClipModel
 from ivt2.models.features import audio_features, text_features, video_features
 from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.mobileclip import MobileClipText
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.models.videomae import VideoMAE
@@ -315,6 +317,8 @@ def _card_of_run(network: Trained, folder: Path) -> Card:
     encoder: InternVideo2 | VideoMAE
     modalities: tuple[Modality, ...]
     match network:
+        case ClipModel():
+            encoder, dim, modalities = network.vision_encoder, network.text_encoder.projection_dim, (*_PIXELS, "text")
         case Stage2Model():
             sound: tuple[Modality, ...] = ("audio",) if isinstance(network, Stage2AudioVisualModel) else ()
             encoder, dim = network.vision_encoder, network.vision_proj.out_features
@@ -330,9 +334,16 @@ def _card_of_run(network: Trained, folder: Path) -> Card:
         num_frames=encoder.num_frames,
         image_size=encoder.image_size,
         dim=dim,
-        tokenizer="bert" if "text" in modalities else None,
+        tokenizer=_tokenizer_of(network) if "text" in modalities else None,
         num_mels=NUM_MELS if "audio" in modalities else None,
     )
+
+
+def _tokenizer_of(network: Trained) -> Literal["bert", "llama", "clip"]:
+    text = network.text_encoder if isinstance(network, ClipModel) else None
+    if isinstance(text, MobileClipText):
+        return "clip" if text.pool == "argmax" else "bert"
+    return "bert" if text is None else "llama"
 
 
 def _existing_folder(path: str | Path) -> Path:
@@ -471,12 +482,13 @@ def _open_tokenizer(card: Card, model: nn.Module, folder: Path, tokenizer_file: 
     if file is None:
         return None
     tokenizer: Tokenizer
+    text = model.text_encoder if isinstance(model, ClipModel) else model
+    places = text.context_length if isinstance(text, MobileClipText) else None  # padded to it, tokens have their places
     if card.tokenizer == "bert":
-        tokenizer = WordPieceTokenizer(file, max_length=BERT_LENGTH)
-        num_tokens = tokenizer.vocabulary.size
+        tokenizer = WordPieceTokenizer(file, max_length=places or BERT_LENGTH)
     else:
-        tokenizer = ClipTokenizer(file) if card.tokenizer == "clip" else LlamaTokenizer(file)
-        num_tokens = tokenizer.vocab_size
+        tokenizer = LlamaTokenizer(file) if places is None else ClipTokenizer(file, max_length=places)
+    num_tokens = tokenizer.vocabulary.size
     rows = next(len(weight) for name, weight in model.named_parameters() if _WORD_TABLE.search(name))
     # LLaMA's table has a row for padding that its vocabulary lacks; the table of a run may have rows to spare.
     if not 0 <= rows - num_tokens <= (1 if isinstance(card, Release) else rows):

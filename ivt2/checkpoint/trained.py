@@ -19,8 +19,11 @@ from ivt2.checkpoint.weights import fill, require_same_architecture
 from ivt2.errors import InputError
 from ivt2.models.beats import Beats
 from ivt2.models.bert import Bert
+from ivt2.models.clip import ClipModel
 from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.llama_text import LlamaText
 from ivt2.models.masked_autoencoder import MaskedAutoencoder
+from ivt2.models.mobileclip import MobileClipText
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.models.videomae import VideoMAE
@@ -30,8 +33,10 @@ def _name(network: type[nn.Module]) -> str:
     return f"{network.__module__}.{network.__qualname__}"
 
 
+_WHOLE = (Stage2Model, Stage2AudioVisualModel, ClipModel)
+
 NETWORKS: Mapping[str, type[nn.Module]] = {
-    _name(network): network for network in (Beats, Bert, InternVideo2, Stage2AudioVisualModel, Stage2Model, VideoMAE)
+    _name(network): network for network in (*_WHOLE, Beats, Bert, InternVideo2, LlamaText, MobileClipText, VideoMAE)
 }
 """Networks that a training checkpoint may hold, by the name that a configuration gives them."""
 
@@ -43,7 +48,7 @@ MAX_PATCHES = 2**17
 
 _OWN = "fill your own network with ivt2.checkpoint.load_weights"
 
-Trained = Stage2Model | InternVideo2 | VideoMAE
+Trained = Stage2Model | ClipModel | InternVideo2 | VideoMAE
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -57,9 +62,9 @@ class _Place(NamedTuple):
 def load_trained(folder: Path, *, student: str | None = None) -> Trained:
     """Rebuild and fill what a run was for, in float32 on the CPU.
 
-    That is the model of stage 2, with sound or without, and the encoder of a student of stage 1 or of a distillation or
-    of a masked autoencoder; decoders, which serve the training alone, are left out. Memory is taken for nothing but
-    weights that the checkpoint really holds; what else a run needs is not read.
+    That is the model of stage 2, with sound or without, or of CLIP, and the encoder of a student of stage 1 or of a
+    distillation or of a masked autoencoder; decoders, which serve the training alone, are left out. Memory is taken for
+    nothing but weights that the checkpoint really holds; what else a run needs is not read.
 
     Args:
         folder: A checkpoint of ``train.py``, such as ``outputs/<run>/checkpoints/last.ckpt``.
@@ -113,7 +118,7 @@ def _find(module: Any, student: str | None, folder: Path) -> _Place:
     target = _step(_step(module, "model"), "_target_")
     if target == AUTOENCODER:
         return _Place(("model", "encoder"), VideoMAE)
-    return _Place(("model",), Stage2AudioVisualModel if target == _name(Stage2AudioVisualModel) else Stage2Model)
+    return _Place(("model",), next((network for network in _WHOLE if target == _name(network)), Stage2Model))
 
 
 def _require_table(node: Any, widest: int, where: str) -> None:
@@ -170,11 +175,16 @@ def _build(node: Any, wanted: type[Network], where: str) -> Network:
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    if isinstance(kind, type) and issubclass(kind, nn.Module):
-        return _build(value, kind, where)
+    for network in get_args(kind) or (kind,):
+        if _is_network(network) and (kind is network or _step(value, "_target_") == _name(network)):
+            return _build(value, network, where)
     if not _fits(value, kind):
         raise InputError(f"{where} is {str(value)[:60]!r}, which that network does not take; {_OWN}")
     return value
+
+
+def _is_network(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
 
 
 def _fits(value: Any, kind: Any) -> bool:

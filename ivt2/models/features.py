@@ -13,6 +13,7 @@ from ivt2.models.bert import Bert
 from ivt2.models.clip import ClipModel
 from ivt2.models.heads import VideoClassifier
 from ivt2.models.internvideo2 import InternVideo2
+from ivt2.models.llama_text import LlamaText
 from ivt2.models.mobileclip import MobileClipText
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.stage2 import Stage2Model
@@ -93,6 +94,11 @@ def _(model: ClipModel, ids_and_valid: Tensor) -> Tensor:
 def _(model: Bert, ids_and_valid: Tensor) -> Tensor:
     input_ids, valid = ids_and_valid.unbind(dim=1)
     return model.encode_text(input_ids, valid.bool())[:, 0]
+
+
+@text_features.register
+def _(model: LlamaText, ids_and_valid: Tensor) -> Tensor:
+    return model(ids_and_valid[:, 0])  # type: ignore[no-any-return]
 
 
 @text_features.register

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from hydra.utils import instantiate
 from PIL import Image
 from torch.nn.functional import normalize
 
@@ -534,6 +535,53 @@ def test_a_run_with_sound(clips, tmp_path):
         pooled = judge.embed_video(judge.encode_video(loaded.transform(clips[0])[None]))
     torch.testing.assert_close(loaded.encode_video(clips[0]), pooled)
     assert set(loaded.card.modalities) == {"video", "image", "audio", "text"}
+
+
+MOBILECLIP = {"_target_": "ivt2.models.mobileclip.MobileClipText", "vocab_size": 256, "context_length": 9,
+              "embed_dim": 16, "depth": 1, "num_heads": [2], "projection_dim": 6, "pool": "last"}  # fmt: skip
+LLAMA = {"_target_": "ivt2.models.llama_text.LlamaText", "vocab_size": 300, "embed_dim": 16, "depth": 1, "num_heads": 2,
+         "mlp_dim": 16, "projection_dim": 6, "lora_rank": 2, "lora_targets": ["q_proj"]}  # fmt: skip
+
+
+def save_clip(folder, text):
+    """A run of CLIP post-training; returns its network."""
+    vision = {
+        "image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
+        "mlp_ratio": 2.0, "pool_num_heads": 2, "pooled_dim": 8,
+    }  # fmt: skip
+    encoder = {"_target_": "ivt2.models.internvideo2.InternVideo2", **vision}
+    model = {"_target_": "ivt2.models.clip.ClipModel", "vision_encoder": encoder, "text_encoder": text}
+    model |= {"vision_align": 6, "logit_bias": -3.0}
+    judge = instantiate(model).eval()
+    state = {f"model.{name}": value for name, value in judge.state_dict().items()}
+    save_checkpoint(folder, {"state_dict": state}, config={"module": {"model": model}}, metadata={})
+    return judge
+
+
+@pytest.mark.parametrize(("text", "tokenizer"), [(MOBILECLIP, "bert"), (MOBILECLIP | {"pool": "argmax"}, "clip"),
+                                                 (LLAMA, "llama")])  # fmt: skip
+def test_a_run_of_clip(text, tokenizer, clips, tmp_path):
+    folder = tmp_path / "last.ckpt"
+    judge = save_clip(folder, text)
+    loaded = ivt2.load(folder, tokenizer_file=VOCABULARY_FILE if tokenizer == "bert" else None)
+    torch.testing.assert_close(loaded.model.state_dict(), judge.state_dict(), rtol=0, atol=0)
+    assert (loaded.card.tokenizer, loaded.card.dim, loaded.card.num_frames) == (tokenizer, 6, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode_video(clips[0]), judge.encode_video(loaded.transform(clips[0])[None]))
+        if tokenizer == "bert":
+            ids, _ = WordPieceTokenizer(VOCABULARY_FILE, max_length=9)(["a red square"])
+            torch.testing.assert_close(loaded.encode_text("a red square"), judge.encode_text(ids))
+
+
+def test_a_run_of_clip_has_a_text_tower_of_its_own(tmp_path):
+    folder = tmp_path / "last.ckpt"
+    save_clip(folder, MOBILECLIP)
+    config = json.loads((folder / "config.json").read_text())
+    config["module"]["model"]["text_encoder"]["_target_"] = "ivt2.models.bert.Bert"
+    state = {f"model.{name}": value for name, value in save_clip(tmp_path / "b.ckpt", MOBILECLIP).state_dict().items()}
+    save_checkpoint(tmp_path / "c.ckpt", {"state_dict": state}, config=config, metadata={})
+    with pytest.raises(InputError, match=r"text_encoder is .*Bert.*, which that network does not take"):
+        ivt2.load(tmp_path / "c.ckpt")
 
 
 @pytest.mark.parametrize("kind", ["stage1", "distill", "autoencoder"])
