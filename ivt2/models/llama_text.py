@@ -147,8 +147,10 @@ class LlamaText(nn.Module):
             raise InputError(
                 f"text of {length} tokens exceeds max_positions={self.max_positions}: lower the tokenizer's max_length"
             )
-        states: Tensor = self.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
-        return states
+        # transformers cannot shape an empty batch, and sharded layers must be gathered on ranks without texts too.
+        rows = input_ids if len(input_ids) else input_ids.new_full((1, length), self.pad_id)
+        states: Tensor = self.transformer(input_ids=rows, use_cache=False).last_hidden_state
+        return states[: len(input_ids)]
 
     def forward(self, input_ids: Int64[Tensor, "M L"]) -> Float[Tensor, "M E"]:
         """Feature of each text, not normalised: the state of its last token before the padding, projected."""

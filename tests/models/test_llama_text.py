@@ -198,3 +198,11 @@ def test_names_of_the_parameters_are_fixed():
     expected = plain - {f"{name}.weight" for name in wrapped}
     expected |= {f"{name}.{part}.weight" for name in wrapped for part in parts}
     assert set(make(depth=1, **LORA).state_dict()) == expected
+
+
+def test_an_empty_batch_passes_through():
+    model = make(**LORA)
+    features = model(IDS[:0])
+    assert features.shape == (0, 6)
+    features.sum().backward()
+    assert model.text_projection.grad.abs().sum() == 0

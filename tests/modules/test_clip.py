@@ -70,13 +70,16 @@ def test_the_bias_must_fit_the_loss():
         make(make_model(logit_bias=-10.0))
 
 
+@kinds
 @pytest.mark.parametrize("num", [0, 1])
-def test_smallest_batches_have_a_loss_of_zero(num):
-    module = make()
+def test_smallest_batches_have_a_loss_of_zero(kind, num):
+    module = make(make_model(kind))
     loss = step(module, batch(range(num)))
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert all(each.isfinite().all() for each in gradients(module).values())
+    learns = {name for name, each in module.model.named_parameters() if each.requires_grad}
+    assert set(gradients(module)) == learns, "a rank without samples takes part in every collective"
 
 
 @pytest.mark.parametrize(("ratio", "hidden"), [({}, None), ({"image": 0.5}, None), ({"video": 0.5}, 4)])
