@@ -51,10 +51,10 @@ class Stage2Module(AlignedModule):
         encode_chunk: clips, and captions, that an encoder takes at a time, at least 1; None takes all at once. Their
             activations are recomputed in the backward pass, so that a step costs the memory of a chunk, and its loss
             and gradients are those of the whole batch. What is dropped at random is drawn for each chunk.
-        teacher: says what the term ``uta`` compares with; None where there is no such term.
+        teacher: says what the term ``uta`` compares with; without that term it is not asked.
         rerank_top_k: candidates of each query that the matching head scores again; 0 leaves re-ranking out.
-        initial: start weights of parts of ``model``, by its name, see ``load_initial``. ``train.py``
-            leaves them out where a run resumes.
+        initial: start weights of parts of ``model``, by its name, see ``load_initial``; ``train.py``
+            leaves it out where a run resumes.
         frozen: names of parts of ``model`` that do not learn and are held in evaluation mode: ``vision_encoder``.
         trained: names of parts below those that learn all the same: ``vision_encoder.clip_projector``.
 
@@ -98,7 +98,8 @@ class Stage2Module(AlignedModule):
         if any(each.term.kind == "contrast" for each in self.terms):
             self.contrast.check_bias(learned=model.logit_bias is not None)
         self._masking = PatchMasking(masking, mask_ratio)
-        self._alignment = None if teacher is None else TeacherAlignment(teacher, model)
+        aligned = any(each.term.kind == "alignment" for each in self.terms)
+        self._alignment = TeacherAlignment(teacher, model) if teacher is not None and aligned else None
         taps = () if self._alignment is None else self._alignment.taps
         self._encoder = StepEncoder(model, taps=taps, chunk=encode_chunk)
         self.masked_lm_probability = masked_lm_probability

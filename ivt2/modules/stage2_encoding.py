@@ -171,7 +171,7 @@ def corrupt(
     *,
     probability: float,
 ) -> dict[str | None, Corruption]:
-    """Hide words of captions: the same places in captions of all kinds, as far as these reach.
+    """Hide words of captions: the same places in captions of all kinds, which are equally long with their padding.
 
     Args:
         batch: clips with captions.

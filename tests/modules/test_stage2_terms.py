@@ -314,6 +314,11 @@ def test_the_teacher_is_no_part_of_the_module():
     assert any(name.startswith("clip_decoders.") for name in gradients(module))
 
 
+def test_a_teacher_without_its_term_is_not_asked():
+    found = hearing({"vtc": 1.0}).encode(batch()), hearing({"uta": 1.0}).encode(batch())
+    assert [len(each.video.intermediates) for each in found] == [0, 1]
+
+
 MIXED = {"train.web": "video", "train.sounds": "audio"}
 
 
