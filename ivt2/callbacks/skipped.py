@@ -23,11 +23,11 @@ _NAMES = {"fit": "skipped", "validate": "skipped-validate", "test": "skipped-tes
 class SkippedSamples(Callback):
     """Reports what the datamodule's ``ledger`` enters.
 
-    Logs ``data/skipped/<reason>``, counts of all ranks so far. Writes each sample, when it is skipped, as a line of
-    ``<folder>/skipped.jsonl`` (``skipped-validate.jsonl``, ``skipped-test.jsonl``): ``stage``, ``epoch`` and ``step``
-    (optimizer steps done before), ``source``, ``shard``, ``key``, ``reason``, ``rank``, ``row``. A resumed fit cuts
-    the lines written after its checkpoint. At the end the lines of all ranks stand in one file, which also goes to the
-    MLflow run, and a table shows the counts.
+    Logs ``data/skipped/<reason>`` and ``data/padded_sounds``, counts of all ranks so far. Writes each sample, when it
+    is skipped, as a line of ``<folder>/skipped.jsonl`` (``skipped-validate.jsonl``, ``skipped-test.jsonl``): ``stage``,
+    ``epoch`` and ``step`` (optimizer steps done before), ``source``, ``shard``, ``key``, ``reason``, ``rank``, ``row``.
+    A resumed fit cuts the lines written after its checkpoint. At the end the lines of all ranks stand in one file,
+    which also goes to the MLflow run, and a table shows the counts.
 
     Quiet, and without files, where the datamodule keeps no ledger or nothing was skipped.
 
@@ -80,8 +80,11 @@ class SkippedSamples(Callback):
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0 and step != self._logged_step:  # type: ignore[attr-defined]
             self._logged_step = step
-            counts = _total(trainer).by_reason()
+            total = _total(trainer)
+            counts = total.by_reason()
             values = {f"data/skipped/{safe_name(reason)}": float(count) for reason, count in counts.items()}
+            if total.padded_sounds:
+                values["data/padded_sounds"] = float(total.padded_sounds)
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     @override

@@ -52,6 +52,8 @@ class Ledger:
         self.budget = budget
         self.num_samples = num_samples
         self.seen = 0
+        self.padded_sounds = 0
+        """Clips without sound that got rows of zeros, which the budget does not limit."""
         self.counts: Counter[tuple[str, str]] = Counter()
         self.listener: Callable[[Skipped], None] | None = None
         """Called with each sample that is entered, also with the one that breaks the budget."""
@@ -99,6 +101,7 @@ class Ledger:
         """Return everything counted, in types that json knows."""
         return {
             "seen": self.seen,
+            "padded_sounds": self.padded_sounds,
             "counts": [[*key, count] for key, count in sorted(self.counts.items())],
             "offenders": [[*key, count] for key, count in sorted(self._offenders.items())],
         }
@@ -106,12 +109,14 @@ class Ledger:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the counts of ``state_dict``; the budget is the one given now."""
         self.seen = int(state["seen"])
+        self.padded_sounds = int(state.get("padded_sounds", 0))  # older checkpoints did not count them
         self.counts = Counter({(source, reason): count for source, reason, count in state["counts"]})
         self._offenders = Counter({tuple(names): count for *names, count in state["offenders"]})
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add what another ledger's ``state_dict`` has counted, such as that of another rank."""
         self.seen += int(state["seen"])
+        self.padded_sounds += int(state.get("padded_sounds", 0))
         self.counts.update({(source, reason): count for source, reason, count in state["counts"]})
         self._offenders.update({tuple(names): count for *names, count in state["offenders"]})
 

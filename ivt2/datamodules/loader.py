@@ -5,8 +5,8 @@ process, together with its position: both are exact whenever a checkpoint is wri
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, Generic, TypedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypedDict, cast
 
 import numpy as np
 import torch
@@ -60,6 +60,9 @@ class _Loader(Generic[Batch]):
 
     def _account(self, batch: Batch) -> None:
         self.ledger.add_seen(len(batch["key"]) + len(batch["skipped"]))
+        sounds = cast("Mapping[str, Any]", batch).get("audio")
+        if sounds is not None:  # silence has other energies than the zeros of a missing sound
+            self.ledger.padded_sounds += int((~sounds.flatten(1).any(dim=1)).sum())
         for skipped in batch["skipped"]:
             self.ledger.add(skipped)
 

@@ -40,11 +40,13 @@ def reporting(make_trainer, tmp_path):
 
 def test_counts_are_logged_at_each_interval(reporting, memory_logger, module, data, ledger):
     data.ledger = ledger
+    ledger.padded_sounds = 5
     reporting(max_steps=4, logger=memory_logger, log_every_n_steps=2, limit_val_batches=0).fit(module, data)
     logged = [(step, values) for step, values in memory_logger.logged if "data/skipped/text_empty" in values]
     assert [step for step, _ in logged] == [1, 3]
     assert logged[0][1]["data/skipped/text_empty"] == 3
     assert logged[0][1]["data/skipped/no_stream"] == 4
+    assert logged[0][1]["data/padded_sounds"] == 5
 
 
 def test_table_at_the_end(reporting, module, data, ledger, capsys):

@@ -64,6 +64,7 @@ def test_budgets_of_reasons_need_one_for_the_others():
 def test_state_goes_through_json_and_adds_up():
     ledger = Ledger(100)
     fill(ledger, ("a", "x", "empty"), ("b", "y", "too_long"), seen=7)
+    ledger.padded_sounds = 3
     state = json.loads(json.dumps(ledger.state_dict()))
     other = Ledger(100)
     other.load_state_dict(state)
@@ -71,6 +72,10 @@ def test_state_goes_through_json_and_adds_up():
     other.merge(state)
     assert other.by_reason() == {"empty": 2, "too_long": 2}
     assert other.seen == 14
+    assert other.padded_sounds == 6
+    del state["padded_sounds"]  # as checkpoints from before they were counted
+    other.load_state_dict(state)
+    assert other.padded_sounds == 0
 
 
 def test_memory_is_bounded_though_every_count_is_kept():

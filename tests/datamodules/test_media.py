@@ -110,6 +110,7 @@ def test_a_video_without_sound_is_skipped_or_padded_as_its_source_says(tmp_path,
     reasons = {skipped.key: skipped.reason for skipped in batch["skipped"]}
     assert reasons == ({"audio_video02": "audio_missing"} if missing == "skip" else {})
     assert module.ledger.seen == 4
+    assert module.ledger.padded_sounds == (1 if missing == "pad" else 0)
     if missing == "pad":
         silence = [key for key, rows in zip(batch["key"], batch["audio"], strict=True) if not rows.any()]
         assert silence == ["audio_video02"]
