@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from ivt2.errors import InputError
+from ivt2.losses.contrast import Contrast
 from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens
 from ivt2.losses.matching import hard_negatives
 from ivt2.models.stage2 import EncodedText
@@ -354,3 +355,31 @@ def test_sources_without_kinds_may_stand_beside_one_that_delivers_them():
     module._trainer = trainer(media, {"train.iv": ("fused", "video"), "train.cc": ()})
     module.setup("fit")
     assert module.vocabulary == VOCABULARY
+
+
+def test_sigmoid_contrast_judges_every_pair():
+    module = make(make_model(logit_bias=-3.0), terms={"vtc": 1.0}, contrast=Contrast(form="sigmoid"))
+    data = batch(sample_id=[1, 2, 1, 3])
+    encoded = module.encode(data)
+    logits = encoded.features["video"] @ encoded.textual[None].T / module.model.temperature - 3.0
+    expected = 0.0
+    for row, own in enumerate([1, 2, 1, 3]):
+        for column, other in enumerate([1, 2, 1, 3]):
+            expected -= logsigmoid(logits[row, column] * (1 if own == other else -1)).item() / 4
+    loss = module.training_step(data, 0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert module.model.logit_bias.grad.item() != 0
+
+
+@pytest.mark.parametrize(
+    ("bias", "contrast", "message"),
+    [
+        (None, {"form": "sigmoid"}, r"needs a learned bias: set module\.model\.logit_bias=-10"),
+        (-10.0, {}, r"no use for module\.model\.logit_bias"),
+    ],
+)
+def test_a_bias_must_fit_the_form_of_contrast(bias, contrast, message):
+    with pytest.raises(InputError, match=message):
+        make(make_model(logit_bias=bias), contrast=Contrast(**contrast))
+    make(make_model(logit_bias=bias), contrast=Contrast(**contrast), terms={"mlm": 1.0})
