@@ -27,6 +27,7 @@ from ivt2.models.mobileclip import MobileClipText
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.models.videomae import VideoMAE
+from ivt2.nn.aligning import AligningDecoders
 
 
 def _name(network: type[nn.Module]) -> str:
@@ -36,7 +37,8 @@ def _name(network: type[nn.Module]) -> str:
 _WHOLE = (Stage2Model, Stage2AudioVisualModel, ClipModel)
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
-    _name(network): network for network in (*_WHOLE, Beats, Bert, InternVideo2, LlamaText, MobileClipText, VideoMAE)
+    _name(network): network
+    for network in (*_WHOLE, AligningDecoders, Beats, Bert, InternVideo2, LlamaText, MobileClipText, VideoMAE)
 }
 """Networks that a training checkpoint may hold, by the name that a configuration gives them."""
 
@@ -142,9 +144,10 @@ def _require_depth(node: Any, num_tensors: int, where: str) -> None:
     """Blocks are made one by one, also on the meta device; each of them has weights in the file."""
     parts = {f".{name}": part for name, part in node.items()} if isinstance(node, Mapping) else {}
     for name, part in {"": node, **parts}.items():
-        depth = _step(part, "depth")
-        if isinstance(depth, int) and depth > num_tensors:
-            raise InputError(f"{where}{name}.depth={depth}: the file holds {num_tensors} tensors; {FORMAT.remedy}")
+        for key in ("depth", "num_layers"):
+            depth = _step(part, key)
+            if isinstance(depth, int) and depth > num_tensors:
+                raise InputError(f"{where}{name}.{key}={depth}: the file holds {num_tensors} tensors; {FORMAT.remedy}")
 
 
 def _build(node: Any, wanted: type[Network], where: str) -> Network:

@@ -12,6 +12,7 @@ from ivt2.models.bert import Bert
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.videomae import VideoMAE
+from ivt2.nn.aligning import AligningDecoders
 
 VISION = {
     "image_size": 8, "patch_size": 4, "num_frames": 2, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0,
@@ -37,6 +38,20 @@ CONFIG = {
 @pytest.fixture
 def network():
     return Stage2Model(InternVideo2(**VISION), Bert(**TEXT), contrastive_dim=4)
+
+
+DECODERS = {
+    "embed_dim": 16, "pooled_dim": 8, "num_layers": 1, "teacher_dim": 6, "final_dim": 4, "num_frames": 2,
+    "grid_size": 2,
+}  # fmt: skip
+
+
+def with_decoders(**changes):
+    """A configuration of a network that is aligned with a teacher."""
+    config = copy.deepcopy(CONFIG)
+    decoders = {"_target_": "ivt2.nn.aligning.AligningDecoders", **DECODERS, **changes}
+    config["module"]["model"]["clip_decoders"] = decoders
+    return config
 
 
 MAE = {
@@ -77,6 +92,15 @@ def test_the_network_of_a_run_comes_back(tmp_path, network):
     assert loaded.vision_encoder.num_frames == 2
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_the_decoders_towards_a_teacher_come_back(tmp_path, network):
+    network.clip_decoders = AligningDecoders(**DECODERS)
+    loaded = load_trained(save(tmp_path / "last.ckpt", network, with_decoders()))
+    assert torch.equal(loaded.clip_decoders.decoders[0].head.weight, network.clip_decoders.decoders[0].head.weight)
+    folder = save(tmp_path / "deep.ckpt", network, with_decoders(num_layers=10**9))
+    with pytest.raises(InputError, match=r"num_layers=1000000000: the file holds [0-9]+ tensors"):
+        load_trained(folder)
 
 
 def save_run(folder, prefix, encoder, config=None):
