@@ -22,9 +22,8 @@ from ivt2.ops.random import uniform
 
 
 class Stream(IntEnum):
-    """Purposes that a sample's seed serves; a number is never given to another purpose."""
+    """Purposes that a sample's seed serves beside ``patch_masking.STREAM``; no number serves two."""
 
-    MASK = 1
     NEGATIVES = 2
     MASKED_LM = 3
 

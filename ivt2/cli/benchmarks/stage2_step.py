@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ivt2.cli.benchmarks.masked_steps import unscheduled, without_trainer
-from ivt2.cli.benchmarks.student_step import OPTIMIZER, plain_optimizer, sizes_of
+from ivt2.cli.benchmarks.student_step import OPTIMIZER, build_encoder, plain_optimizer, sizes_of
 from ivt2.cli.benchmarks.timing import Figure, Quartiles, interleaved, timed
 from ivt2.errors import InputError
 
@@ -145,29 +145,13 @@ def case_of(size: Size, dropout: float = 0.0) -> Case:
 
 def build(case: Case) -> "Stage2Module":
     """Our module, in training."""
-    import torch
-
     from ivt2.batch import Vocabulary
     from ivt2.models.bert import Bert
-    from ivt2.models.internvideo2 import InternVideo2
     from ivt2.models.stage2 import Stage2Model
     from ivt2.modules.stage2 import Stage2Module
     from ivt2.optim.adamw import adamw
 
-    torch.manual_seed(0)
-    sizes = case.vision
-    encoder = InternVideo2(
-        image_size=sizes.image_size,
-        patch_size=sizes.patch_size,
-        num_frames=sizes.num_frames,
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        mlp_ratio=4.0,
-        layer_scale_init=0.1,
-        pool_num_heads=sizes.pool_num_heads,
-        pooled_dim=sizes.pooled_dim,
-    )
+    encoder = build_encoder(case.vision)
     model = Stage2Model(encoder, Bert(**asdict(case.text)), contrastive_dim=CONTRASTIVE_DIM)
     module = Stage2Module(
         model,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from ivt2.cli.benchmarks.plain_student import PlainSizes
+    from ivt2.models.internvideo2 import InternVideo2
     from ivt2.models.stage1 import Stage1Student
 
 Size = Literal["tiny", "s14", "b14"]
@@ -161,15 +162,14 @@ def sizes_of(size: Size, drop_path: float = 0.0) -> "tuple[PlainSizes, int]":
     return sizes, batch_size
 
 
-def build(sizes: "PlainSizes", *, compiled: bool) -> "Stage1Student":
-    """Our student."""
+def build_encoder(sizes: "PlainSizes") -> "InternVideo2":
+    """Our encoder of these widths and layers, of random weights that are the same in each call."""
     import torch
 
     from ivt2.models.internvideo2 import InternVideo2
-    from ivt2.models.stage1 import Branch, build_student
 
     torch.manual_seed(0)
-    encoder = InternVideo2(
+    return InternVideo2(
         image_size=sizes.image_size,
         patch_size=sizes.patch_size,
         num_frames=sizes.num_frames,
@@ -182,9 +182,15 @@ def build(sizes: "PlainSizes", *, compiled: bool) -> "Stage1Student":
         pool_num_heads=sizes.pool_num_heads,
         pooled_dim=sizes.pooled_dim,
     )
+
+
+def build(sizes: "PlainSizes", *, compiled: bool) -> "Stage1Student":
+    """Our student."""
+    from ivt2.models.stage1 import Branch, build_student
+
     clip, mae = len(sizes.clip_taps), len(sizes.mae_taps)
     return build_student(
-        encoder,
+        build_encoder(sizes),
         clip=Branch(sizes.clip_dim, clip, taps=sizes.clip_taps, final_dim=sizes.final_dim),
         mae=Branch(sizes.mae_dim, mae, taps=sizes.mae_taps, decoder="mlp", cls_token=False),
         compile=compiled,
