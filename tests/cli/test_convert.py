@@ -12,6 +12,7 @@ from ivt2.checkpoint.released import ReleasedFolder
 from ivt2.cli import convert
 from ivt2.cli.door import CONF
 from tests.checkpoint.tiny_releases import ENCODER, build, part, published, release, weights
+from tests.programs import run_main
 
 
 @pytest.fixture
@@ -23,12 +24,7 @@ def run(monkeypatch, tmp_path, capsys):
     )
 
     def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["convert", *arguments])
-        code = 0
-        try:
-            convert.main()
-        except SystemExit as error:
-            code = error.code or 0
+        code = run_main(convert.main, ["convert", *arguments], monkeypatch)
         return code, *capsys.readouterr()
 
     return call

@@ -4,6 +4,7 @@ import pytest
 
 from ivt2.cli import report
 from ivt2.errors import InputError
+from tests.programs import run_main
 
 
 def test_scores_stand_under_the_data_they_were_measured_on():
@@ -27,8 +28,7 @@ def test_the_command_prints_a_table_and_leaves_nothing(monkeypatch, tmp_path, ca
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text(json.dumps({"metrics": {"test/synthetic/t2v_r1": 87.5}}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["report", "run_dir=run"])
-    report.main()
+    assert run_main(report.main, ["report", "run_dir=run"], monkeypatch) == 0
     out = capsys.readouterr().out
     assert "test/synthetic" in out
     assert "t2v_r1" in out

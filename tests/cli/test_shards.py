@@ -8,6 +8,7 @@ from ivt2.data.decode import decode_video
 from ivt2.data.manifest import read_manifest
 from ivt2.data.shards import ShardSet
 from tests.data.clips import encode
+from tests.programs import run_main
 
 
 @pytest.fixture
@@ -16,12 +17,7 @@ def pack(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["shards", *arguments])
-        code = 0
-        try:
-            shards.main()
-        except SystemExit as error:
-            code = error.code or 0
+        code = run_main(shards.main, ["shards", *arguments], monkeypatch)
         return code, *capsys.readouterr()
 
     return run

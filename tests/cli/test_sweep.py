@@ -78,8 +78,9 @@ def test_a_sweep_can_be_asked_for_by_a_preset(tmp_path):
 
 @pytest.mark.slow
 def test_a_launcher_may_take_the_jobs_elsewhere_and_a_failed_one_is_named(tmp_path):
-    done = sweep(tmp_path, "-m", "x=1", "network=null", "fail=input,null", "hydra/launcher=submitit_local")
-    assert done.returncode == 2
+    late = "+hydra.launcher.setup=[sleep 2]"  # submitit makes the folder of a job after the job has started
+    done = sweep(tmp_path, "-m", "x=1", "network=null", "fail=input,null", "hydra/launcher=submitit_local", late)
+    assert done.returncode == 2, done.stderr
     last = "job x=1 network=null fail=input: ended with exit status 2; see the logs in ./outputs/sweep"
     assert done.stderr.splitlines()[-1] == last
     assert (tmp_path / "outputs" / "sweep" / "1" / "objective.json").exists()
