@@ -11,8 +11,15 @@ from ivt2.errors import InputError
 
 CONFIG_KEY = "ivt2_config"
 RUN_KEY = "ivt2_mlflow_run"
+WEIGHTS_KEY = "weights_only"
 
-_FACTS = {"epoch": "epoch", "global_step": "global_step", "pytorch-lightning_version": "lightning", RUN_KEY: RUN_KEY}
+_FACTS = {
+    "epoch": "epoch",
+    "global_step": "global_step",
+    "pytorch-lightning_version": "lightning",
+    RUN_KEY: RUN_KEY,
+    WEIGHTS_KEY: WEIGHTS_KEY,
+}
 
 
 class DirectoryCheckpointIO(CheckpointIO):

@@ -1,7 +1,7 @@
 """Exponential moving average of the weights, also of sharded ones."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -171,6 +171,24 @@ class ExponentialMovingAverage(Callback):
         _reshard(pl_module)  # what a sharded module gathered for its last pass would outlive the change
         for name, value in values.items():
             local_part(self._parameters[name]).copy_(local_part(value))
+
+
+def validates_averages(trainer: Trainer) -> bool:
+    """Whether validation sees averages in the place of the weights."""
+    return any(each.evaluate for each in _averages(trainer))
+
+
+@contextmanager
+def averages_in_place(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Let the weights be those that validation would see."""
+    with ExitStack() as stack:
+        for each in _averages(trainer):
+            stack.enter_context(each.in_place(trainer, pl_module))
+        yield
+
+
+def _averages(trainer: Trainer) -> list[ExponentialMovingAverage]:
+    return [each for each in trainer.callbacks if isinstance(each, ExponentialMovingAverage)]  # type: ignore[attr-defined]
 
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from ivt2.batch import ClipBatch
 from ivt2.callbacks.drawing import draw_curves, draw_layers
-from ivt2.callbacks.ema import ExponentialMovingAverage
+from ivt2.callbacks.ema import averages_in_place
 from ivt2.callbacks.random_state import capture, restore
 from ivt2.callbacks.throughput import Throughput
 from ivt2.callbacks.tracking import safe_name, save_figure
@@ -138,7 +138,7 @@ class Probe(Callback):
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = self._probed_step = trainer.global_step
         values: dict[str, float] = {}
-        with _undisturbed(pl_module), _averaged(trainer, pl_module):
+        with _undisturbed(pl_module), averages_in_place(trainer, pl_module):
             sets = cast("ProbeDataModule", trainer.datamodule).probe_dataloaders()  # type: ignore[attr-defined]
             for name, loaders in sets.items():
                 values |= self._judge(trainer, pl_module, name, loaders)
@@ -209,16 +209,6 @@ def _undisturbed(pl_module: LightningModule) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         restore(state)
-
-
-@contextmanager
-def _averaged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """The weights that validation would see."""
-    with ExitStack() as stack:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ExponentialMovingAverage):
-                stack.enter_context(callback.in_place(trainer, pl_module))
-        yield
 
 
 def _encoders(pl_module: LightningModule) -> dict[str, Encode]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ivt2.checkpoint.difference import describe_difference, shorten
 from ivt2.checkpoint.folder import newest_valid, read_shapes, read_weights
+from ivt2.checkpoint.manifest import MANIFEST
 from ivt2.errors import InputError
 
 
@@ -48,6 +49,8 @@ def require_same_architecture(module: nn.Module, folder: Path, *, prefix: str = 
 def find_weights(path: Path, *, what: str) -> Path:
     """Where the numbers are: of a run, in its newest checkpoint that verifies.
 
+    A run whose checkpoints lie in the shards of its ranks has left its weights whole at its end.
+
     Args:
         path: Converted release, checkpoint of ``train.py``, or folder of a run.
         what: The argument that names it, for messages.
@@ -57,11 +60,13 @@ def find_weights(path: Path, *, what: str) -> Path:
     """
     checkpoints = path / "checkpoints"
     folder = newest_valid(checkpoints) if checkpoints.is_dir() else path
+    if folder is None and (path / "weights" / MANIFEST).is_file():
+        folder = path / "weights"
     sharded = folder is None and any(checkpoints.glob("*/.metadata"))
     if sharded or (path / ".metadata").is_file():
         raise InputError(
-            f"{what}={path}: holds checkpoints in the shards of its ranks, which only its own engine reads; let the "
-            "run collect them whole (docs/stages/stage2.md, start weights)"
+            f"{what}={path}: holds checkpoints in the shards of its ranks, which only its own engine reads; name the "
+            "folder `weights` of the run, which it leaves when it comes to its end"
         )
     if folder is not None and folder.is_dir():
         return folder

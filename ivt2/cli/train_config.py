@@ -52,14 +52,27 @@ def checkpoint(ckpt_path: str | None, run_dir: Path, *, trains: bool) -> str | N
         trains: Whether the run begins with training.
 
     Raises:
-        InputError: It is a path and nothing is there, or there is none to evaluate.
+        InputError: It is a path and nothing is there, there is none to evaluate, or it holds weights alone, from which
+            no run goes on.
     """
     if ckpt_path == "last":
         return _newest(run_dir / "checkpoints", trains=trains)
+    if trains and ckpt_path is not None:
+        _require_state(ckpt_path)
     if ckpt_path is None or "://" in ckpt_path or Path(ckpt_path).exists():
         return ckpt_path
     remedy = "give a checkpoint, or 'last' with the paths.run_dir of the run that goes on"
     raise InputError(f"ckpt_path: {ckpt_path} does not exist; {remedy}")
+
+
+def _require_state(ckpt_path: str) -> None:
+    from ivt2.callbacks.checkpoint_io import WEIGHTS_KEY
+    from ivt2.checkpoint import read_metadata
+    from ivt2.checkpoint.manifest import MANIFEST
+
+    if (Path(ckpt_path) / MANIFEST).is_file() and WEIGHTS_KEY in read_metadata(Path(ckpt_path)):
+        remedy = "go on from one in its `checkpoints`, or start another run with module.initial"
+        raise InputError(f"ckpt_path: {ckpt_path} holds weights alone; {remedy}")
 
 
 def _newest(folder: Path, *, trains: bool) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ivt2.checkpoint import load_checkpoint
 from tests.callbacks.weights_ranks import INFINITE_STEP, NAN_STEP, STEPS
 
 SCRIPT = Path(__file__).with_name("weights_ranks.py")
@@ -86,3 +87,12 @@ def test_sharded_averages_go_on_from_a_checkpoint(seen):
         assert resumed["losses"] == whole["losses"][3:]
         assert resumed["validated"] == whole["validated"][3:]
         assert torch.equal(resumed["average"], whole["average"])
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [*ENGINES, "resumed"])
+def test_what_is_left_at_the_end_is_whole_and_averaged(run, seen, engine):
+    stored = load_checkpoint(run / engine / "weights")["state_dict"]
+    assert list(stored) == ["model.0.weight", "model.0.bias", "model.2.weight", "model.2.bias"]
+    assert torch.equal(torch.cat([value.flatten() for value in stored.values()]), seen[engine][0]["average"])

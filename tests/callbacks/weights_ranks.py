@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ivt2.callbacks.checkpoint_io import DirectoryCheckpointIO
 from ivt2.callbacks.ema import ExponentialMovingAverage
+from ivt2.callbacks.final_weights import FinalWeights
 from ivt2.callbacks.non_finite import NonFinite
 from ivt2.modules.sharded import FullyShardedStrategy
 from ivt2.ops.sharding import shard
@@ -110,7 +111,12 @@ def fit(folder, strategy, *, ckpt_path=None):
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[NonFinite(), average, ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)],
+        callbacks=[
+            NonFinite(),
+            average,
+            FinalWeights(folder / "weights"),
+            ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1),
+        ],
         plugins=[LightningEnvironment(), *([] if sharded else [DirectoryCheckpointIO()])],
     )
     trainer.fit(module, ckpt_path=ckpt_path)

@@ -211,8 +211,18 @@ def test_a_checkpoint_in_shards_is_refused_with_what_to_do(tmp_path, place):
     """As the engines that shard parameters write them, index and all."""
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / ".metadata").touch()
-    with pytest.raises(InputError, match=r"in the shards of its ranks.*collect them whole"):
+    with pytest.raises(InputError, match=r"in the shards of its ranks.*folder `weights`"):
         load_initial(Network(), {"vision_encoder": {"weights": str(tmp_path / place.split("/")[0])}})
+
+
+def test_a_sharded_run_gives_what_it_left_whole(tmp_path):
+    (tmp_path / "checkpoints" / "last.ckpt").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "last.ckpt" / ".metadata").touch()
+    trained = weights(build(4, 28), seed=5)
+    run(tmp_path / "weights", "encoder.", trained)
+    network = Network()
+    load_initial(network, {"vision_encoder": {"weights": str(tmp_path), "prefix": "encoder."}})
+    assert all(torch.equal(value, trained[name]) for name, value in network.vision_encoder.state_dict().items())
 
 
 def test_nothing_is_loaded_where_a_later_part_does_not_fit(folder):

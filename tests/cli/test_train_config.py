@@ -3,6 +3,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ivt2.callbacks.checkpoint_io import WEIGHTS_KEY, DirectoryCheckpointIO
 from ivt2.checkpoint import save_checkpoint
 from ivt2.cli.train_config import build_all, check_architecture, checkpoint, replaced, value_of
 from ivt2.errors import InputError
@@ -23,6 +24,14 @@ def test_a_checkpoint_by_its_path(tmp_path):
     for bad in ("best", str(tmp_path / "nothing.ckpt")):
         with pytest.raises(InputError, match=r"ckpt_path: .* does not exist; give a checkpoint, or 'last'"):
             checkpoint(bad, tmp_path, trains=True)
+
+
+def test_nothing_goes_on_from_weights_alone(tmp_path):
+    path = tmp_path / "weights"
+    DirectoryCheckpointIO().save_checkpoint({"state_dict": torch.nn.Linear(2, 3).state_dict(), WEIGHTS_KEY: True}, path)
+    assert checkpoint(str(path), tmp_path, trains=False) == str(path)
+    with pytest.raises(InputError, match=r"weights holds weights alone; go on from one in its `checkpoints`"):
+        checkpoint(str(path), tmp_path, trains=True)
 
 
 def save(run_dir, name, linear):

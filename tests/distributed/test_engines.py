@@ -79,7 +79,12 @@ class Runs:
             "every_n_train_steps": STEPS // 2,
             "save_top_k": -1,
         }
-        return [f"+callbacks.checkpoint.{key}={value}" for key, value in settings.items()]
+        final = {"_target_": "ivt2.callbacks.final_weights.FinalWeights", "folder": self.folder / "weights"}
+        return [
+            f"+callbacks.{name}.{key}={value}"
+            for name, callback in (("checkpoint", settings), ("final_weights", final))
+            for key, value in callback.items()
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +131,12 @@ def test_sharded_checkpoints_go_on_as_if_nothing_had_happened(run, tmp_path):
         tmp_path / "resumed", run.folder / "data", *ENGINES["fsdp2"], "run=[fit]", f"ckpt_path={checkpoint}"
     )
     assert losses(resumed) == {name: values[STEPS // 2 :] for name, values in whole.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(600)
+def test_one_process_evaluates_what_a_sharded_run_leaves_at_its_end(run, tmp_path):
+    expected = scores(run("fsdp2"))
+    left = f"ckpt_path={run.folder / 'weights'}"
+    assert scores(train(tmp_path / "tested", run.folder / "data", "trainer=cpu", "run=[test]", left)) == expected
