@@ -1,14 +1,10 @@
 """Exact: the published recipes of CLIP post-training, as numbers that a run would have."""
 
-from functools import cache
-
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from ivt2.checkpoint.zoo import RELEASES
-from ivt2.cli.door import CONF
+from tests.conf.recipes import config, module
 
 RECIPES = {  # weights, those that learn, clips a step, epochs, width of the space, release that it starts from
     "clip_1b": (7_713_126_145, 7_042_177, 4096, 3, 768, "internvideo2-1b-stage2"),
@@ -18,18 +14,6 @@ RECIPES = {  # weights, those that learn, clips a step, epochs, width of the spa
     "clip_l14": (372_752_641, 4_337_409, 4096, 3, 512, "internvideo2-l14-distilled"),
 }
 each = pytest.mark.parametrize("name", RECIPES)
-
-
-@cache
-def config(name):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=[f"experiment={name}"])
-
-
-@cache
-def module(name):
-    with torch.device("meta"):
-        return instantiate(config(name).module, _convert_="all")
 
 
 @each

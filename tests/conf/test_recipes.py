@@ -1,13 +1,10 @@
 """Exact: the published recipes of stage 1 and of distillation, as numbers that a run would have."""
 
-from functools import cache
-
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from ivt2.cli.door import CONF
+from tests.conf.recipes import config, module
 
 S14, B14, L14 = 29_169_792, 102_252_288, 327_183_872
 """Weights of students with their decoders, as the reference counts them."""
@@ -20,18 +17,6 @@ RECIPES = {  # weights, clips a step, peak and final rate, epochs of the warm-up
     "distill_joint": (S14 + B14 + L14, 4096, 1.6e-2, 1.6e-4, 20, 101, 5.0, 0.05, None),
 }
 JOINT_TAPS = {"s14": range(6, 12), "b14": range(6, 12), "l14": range(18, 24)}
-
-
-@cache
-def config(name):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=[f"experiment={name}"])
-
-
-@cache
-def module(name):
-    with torch.device("meta"):
-        return instantiate(config(name).module, _convert_="all")
 
 
 @pytest.mark.parametrize("name", RECIPES)

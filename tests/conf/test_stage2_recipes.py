@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ivt2.checkpoint import initial
 from ivt2.checkpoint.keymaps.keymap import tensor_facts
 from ivt2.checkpoint.zoo import NUM_PARAMETERS, RELEASES
-from ivt2.cli.door import CONF
 from ivt2.datamodules.sources import MediaSource
 from ivt2.modules.stage2_terms import TERMS, check_sources, parse_terms
+from tests.conf.recipes import config, module
 
 RECIPES = {  # clips a step, rate, decay, second beta, epochs (of them warm-up), clipping, hidden, frames, tokens
     "stage2_1b": (4096, 5e-5, 0.05, 0.98, 10, 1, 3.0, 0.8, 4, 32),
@@ -28,18 +26,6 @@ RECIPES = {  # clips a step, rate, decay, second beta, epochs (of them warm-up),
     "stage2_6b_vatex": (256, 1e-5, 0.02, 0.999, 3, 0, None, 0.0, 12, 64),
 }
 PRETRAINING = list(RECIPES)[:3]
-
-
-@cache
-def config(name):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=[f"experiment={name}"])
-
-
-@cache
-def model(name):
-    with torch.device("meta"):
-        return instantiate(config(name).module, _convert_="all").model
 
 
 @cache
@@ -112,7 +98,7 @@ def test_sources_serve_the_terms_with_their_captions(name):
 @pytest.mark.parametrize("name", ["stage2_1b", "stage2_6b", "stage2_6b_msrvtt", "stage2_6b_activitynet"])
 def test_start_weights_fit_the_network(name):
     """Each part of a published file is there, in the shapes of the network, or is named as missing or unused."""
-    network = model(name)
+    network = module(name).model
     for part, options in config(name).module.initial.items():
         wanted = initial.InitialWeights(**options)
         release = RELEASES.get(Path(wanted.weights or "none").name)
@@ -130,7 +116,7 @@ def test_start_weights_fit_the_network(name):
 
 
 def test_the_second_phase_starts_where_the_first_ended():
-    first, second = (tensor_facts(model(name).state_dict()) for name in ("stage2_6b", "stage2_6b_unmasked"))
+    first, second = (tensor_facts(module(name).model.state_dict()) for name in ("stage2_6b", "stage2_6b_unmasked"))
     options = {part: dict(each) for part, each in config("stage2_6b_unmasked").module.initial.items()}
     wanted = initial.InitialWeights(**options.pop("model"))
     assert all(each["weights"] is None for each in options.values())
@@ -151,5 +137,5 @@ def test_networks_are_the_published_ones_but_for_decoders(name, release):
         for each, facts in published(release).items()
         if each.startswith("clip_decoders.")
     )
-    own = sum(parameter.numel() for parameter in model(name).parameters())
+    own = sum(parameter.numel() for parameter in module(name).model.parameters())
     assert own == NUM_PARAMETERS[release] - decoders

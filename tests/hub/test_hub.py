@@ -469,22 +469,24 @@ def test_the_package_offers_load_and_nothing_else():
         _ = ivt2.unload
 
 
+VISION = {
+    "image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
+    "mlp_ratio": 2.0, "pool_num_heads": 2, "pooled_dim": 8,
+}  # fmt: skip
+TEXT = {
+    "vocab_size": 256, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_positions": 48,
+    "fusion_layer": 1, "encoder_width": 16,
+}  # fmt: skip
+
+
 def test_a_run_of_training(clips, tmp_path):
-    vision = {
-        "image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
-        "mlp_ratio": 2.0, "pool_num_heads": 2, "pooled_dim": 8,
-    }  # fmt: skip
-    text = {
-        "vocab_size": 256, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_positions": 48,
-        "fusion_layer": 1, "encoder_width": 16,
-    }  # fmt: skip
     model = {
         "_target_": "ivt2.models.stage2.Stage2Model",
-        "vision_encoder": {"_target_": "ivt2.models.internvideo2.InternVideo2", **vision},
-        "text_encoder": {"_target_": "ivt2.models.bert.Bert", **text},
+        "vision_encoder": {"_target_": "ivt2.models.internvideo2.InternVideo2", **VISION},
+        "text_encoder": {"_target_": "ivt2.models.bert.Bert", **TEXT},
         "contrastive_dim": 6,
     }
-    judge = Stage2Model(InternVideo2(**vision), Bert(**text), contrastive_dim=6).eval()
+    judge = Stage2Model(InternVideo2(**VISION), Bert(**TEXT), contrastive_dim=6).eval()
     state = {f"model.{name}": value for name, value in judge.state_dict().items()}
     folder = tmp_path / "last.ckpt"
     save_checkpoint(folder, {"state_dict": state}, config={"module": {"model": model}}, metadata={})
@@ -503,14 +505,7 @@ def test_a_run_of_training(clips, tmp_path):
 
 
 def test_a_run_with_sound(clips, tmp_path):
-    vision = {
-        "image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
-        "mlp_ratio": 2.0, "pool_num_heads": 2, "pooled_dim": 8,
-    }  # fmt: skip
-    text = {
-        "vocab_size": 256, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_positions": 48,
-        "fusion_layer": 1, "encoder_width": 12,
-    }  # fmt: skip
+    text = TEXT | {"encoder_width": 12}
     sound = {
         "patch_size": 32, "patch_dim": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32,
         "position_kernel": 4, "position_groups": 4, "num_buckets": 8, "max_distance": 16,
@@ -518,12 +513,12 @@ def test_a_run_with_sound(clips, tmp_path):
     sizes = {"contrastive_dim": 6, "fusion_dim": 12, "audio_matching": True}
     model = {
         "_target_": "ivt2.models.stage2_audio.Stage2AudioVisualModel",
-        "vision_encoder": {"_target_": "ivt2.models.internvideo2.InternVideo2", **vision},
+        "vision_encoder": {"_target_": "ivt2.models.internvideo2.InternVideo2", **VISION},
         "text_encoder": {"_target_": "ivt2.models.bert.Bert", **text},
         "audio_encoder": {"_target_": "ivt2.models.beats.Beats", **sound},
         **sizes,
     }
-    judge = Stage2AudioVisualModel(InternVideo2(**vision), Bert(**text), Beats(**sound), **sizes).eval()
+    judge = Stage2AudioVisualModel(InternVideo2(**VISION), Bert(**text), Beats(**sound), **sizes).eval()
     state = {f"model.{name}": value for name, value in judge.state_dict().items()}
     folder = tmp_path / "last.ckpt"
     save_checkpoint(folder, {"state_dict": state}, config={"module": {"model": model}}, metadata={})
@@ -545,11 +540,7 @@ LLAMA = {"_target_": "ivt2.models.llama_text.LlamaText", "vocab_size": 300, "emb
 
 def save_clip(folder, text):
     """A run of CLIP post-training; returns its network."""
-    vision = {
-        "image_size": 28, "patch_size": 14, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 2,
-        "mlp_ratio": 2.0, "pool_num_heads": 2, "pooled_dim": 8,
-    }  # fmt: skip
-    encoder = {"_target_": "ivt2.models.internvideo2.InternVideo2", **vision}
+    encoder = {"_target_": "ivt2.models.internvideo2.InternVideo2", **VISION}
     model = {"_target_": "ivt2.models.clip.ClipModel", "vision_encoder": encoder, "text_encoder": text}
     model |= {"vision_align": 6, "logit_bias": -3.0}
     judge = instantiate(model).eval()

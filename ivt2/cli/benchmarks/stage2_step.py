@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ivt2.cli.benchmarks.masked_steps import unscheduled, without_trainer
-from ivt2.cli.benchmarks.student_step import OPTIMIZER, build_encoder, plain_optimizer, sizes_of
-from ivt2.cli.benchmarks.timing import Figure, Quartiles, interleaved, timed
+from ivt2.cli.benchmarks.student_step import OPTIMIZER, build_encoder, plain_optimizer, sizes_of, step_figure
+from ivt2.cli.benchmarks.timing import Figure, interleaved, timed
 from ivt2.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,18 +106,7 @@ class Stage2StepSuite:
                 ours()
                 theirs()
             costs = interleaved(partial(timed, theirs), partial(timed, ours), pairs=self.pairs, tick=tick)
-        details = {
-            f"{side} CPU ms": 1e3 * Quartiles.of([cost.cpu_s for cost in turns]).median
-            for side, turns in (("ivt2", costs.b), ("plain", costs.a))
-        }
-        return Figure(
-            what=f"{size}, {vision} vision encoder: step over a plain one",
-            value=costs.speed("cpu"),
-            unit="x",
-            floor=0.9,
-            aim=0.75,
-            details=details | {"ratio by wall": costs.speed("wall").median},
-        )
+        return step_figure(f"{size}, {vision} vision encoder", costs, floor=0.9, aim=0.75)
 
 
 def case_of(size: Size, dropout: float = 0.0) -> Case:

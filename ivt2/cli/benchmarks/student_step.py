@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from ivt2.cli.benchmarks.timing import Figure, Quartiles, interleaved, timed
+from ivt2.cli.benchmarks.timing import Comparison, Figure, Quartiles, interleaved, timed
 from ivt2.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,19 +105,23 @@ class StudentStepSuite:
             theirs()
         with torch.compiler.set_stance("fail_on_recompile") if mode == "compiled" else nullcontext():
             costs = interleaved(partial(timed, theirs), partial(timed, ours), pairs=self.pairs, tick=tick)
-        floor, aim = _ASKED[mode]
-        details = {
-            f"{side} CPU ms": 1e3 * Quartiles.of([cost.cpu_s for cost in turns]).median
-            for side, turns in (("ivt2", costs.b), ("plain", costs.a))
-        }
-        return Figure(
-            what=f"{size}, {dtype}, {mode}: step over a plain one",
-            value=costs.speed("cpu"),
-            unit="x",
-            floor=floor,
-            aim=aim,
-            details=details | {"ratio by wall": costs.speed("wall").median},
-        )
+        return step_figure(f"{size}, {dtype}, {mode}", costs, *_ASKED[mode])
+
+
+def step_figure(what: str, costs: Comparison, floor: float, aim: float) -> Figure:
+    """CPU time of our step, side B, over that of the plain one, side A."""
+    details = {
+        f"{side} CPU ms": 1e3 * Quartiles.of([cost.cpu_s for cost in turns]).median
+        for side, turns in (("ivt2", costs.b), ("plain", costs.a))
+    }
+    return Figure(
+        what=f"{what}: step over a plain one",
+        value=costs.speed("cpu"),
+        unit="x",
+        floor=floor,
+        aim=aim,
+        details=details | {"ratio by wall": costs.speed("wall").median},
+    )
 
 
 def sizes_of(size: Size, drop_path: float = 0.0) -> "tuple[PlainSizes, int]":
