@@ -19,10 +19,10 @@ from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.teacher import Teacher, TeacherFeatures
 from ivt2.ops.masking import (
-    attention_masking,
     check_mask_ratio,
     num_visible,
     random_masking,
+    teacher_masking,
     tube_masking,
     visible_indices,
 )
@@ -185,10 +185,7 @@ class MaskedTargets:
             masks = [random_masking(view, self._mask_ratio) for view in views]
         else:
             assert attention is not None, "the constructor checks that the teacher has attention"
-            # A teacher of frames has a row for each frame, one of clips a row for each clip.
-            weights = attention.reshape(len(seed), num_patches // attention.shape[1], attention.shape[1])
-            exponential = [-torch.log1p(-view).view_as(weights) for view in views]
-            masks = [attention_masking(weights, each, self._mask_ratio) for each in exponential]
+            masks = [teacher_masking(attention, view, self._mask_ratio) for view in views]
         return torch.stack(masks)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from ivt2.models.internvideo2 import InternVideo2
-from ivt2.ops.masking import check_mask_ratio, random_masking, tube_masking
+from ivt2.ops.masking import check_mask_ratio, random_masking, teacher_masking, tube_masking
 from ivt2.ops.random import uniform
 
 STREAM = 1
@@ -18,7 +18,8 @@ class PatchMasking:
     """Draws masks of clips and of images.
 
     Args:
-        masking: ``random`` hides patches anywhere in the clip, ``tube`` the same ones in every frame.
+        masking: ``random`` hides patches anywhere in the clip, ``tube`` the same ones in every frame, ``attention``
+            those that a teacher hardly attends to.
         mask_ratio: Share of hidden patches in [0, 1) for ``video`` and ``image`` (clips of one frame); 0 where a kind
             is not named.
 
@@ -26,7 +27,7 @@ class PatchMasking:
         InputError: if a ratio is out of range.
     """
 
-    def __init__(self, masking: Literal["random", "tube"], mask_ratio: Mapping[str, float]) -> None:
+    def __init__(self, masking: Literal["random", "tube", "attention"], mask_ratio: Mapping[str, float]) -> None:
         for ratio in mask_ratio.values():
             check_mask_ratio(ratio)
         self.masking = masking
@@ -37,6 +38,7 @@ class PatchMasking:
         encoder: InternVideo2,
         video: Float[Tensor, "B T C H W"] | UInt8[Tensor, "B T C H W"],
         seed: Int64[Tensor, "B"],
+        attention: Float[Tensor, "rows patches"] | None = None,
     ) -> Bool[Tensor, "B N"] | None:
         """True where a patch is hidden, the same number in every clip; None where none is.
 
@@ -44,12 +46,18 @@ class PatchMasking:
             encoder: what cuts the clips into patches.
             video: clips of ``encoder.num_frames`` frames, or of one.
             seed: of each clip.
+            attention: of a teacher that saw the clips, see ``ivt2.ops.masking.teacher_masking``; for ``attention``.
         """
         num_frames = video.shape[1]
         ratio = self.mask_ratio.get("video" if num_frames > 1 else "image", 0.0)
         if ratio == 0:
             return None
         grid_frames = num_frames // encoder.tubelet_size
-        num_draws = encoder.num_patches_per_frame * (grid_frames if self.masking == "random" else 1)
+        num_draws = encoder.num_patches_per_frame * (1 if self.masking == "tube" else grid_frames)
         noise = uniform(seed, num_draws, STREAM)
-        return random_masking(noise, ratio) if self.masking == "random" else tube_masking(noise, ratio, grid_frames)
+        if self.masking == "tube":
+            return tube_masking(noise, ratio, grid_frames)
+        if self.masking == "random":
+            return random_masking(noise, ratio)
+        assert attention is not None, "whoever masks by attention asks a teacher first"
+        return teacher_masking(attention, noise, ratio)

@@ -42,7 +42,8 @@ class Stage2Module(AlignedModule):
         terms: weight of each loss, or its ``weight`` and the kind of ``caption`` that it reads, see
             ``ivt2.modules.stage2_terms``; one that is 0 or not named is not computed. A step computes those that the
             medium of its batch serves. A source that delivers no kinds of captions gives its main one for any.
-        masking: ``random`` hides tokens anywhere in the clip, ``tube`` the same ones in every frame.
+        masking: ``random`` hides tokens anywhere in the clip, ``tube`` the same ones in every frame, ``attention``
+            those that the teacher hardly attends to (with the term ``uta``).
         mask_ratio: share of hidden visual tokens in [0, 1) for ``video`` and ``image`` (clips of one frame).
         masked_lm_probability: share of words to predict. The reference uses 0.5, BERT used 0.15.
         negatives_group: hard negatives are mined within consecutive groups of so many samples; None is the batch of
@@ -71,7 +72,7 @@ class Stage2Module(AlignedModule):
         optimizer: Callable[[Iterable[Any]], Optimizer],
         schedule: Callable[..., LRScheduler],
         terms: Mapping[str, float | Mapping[str, Any]],
-        masking: Literal["random", "tube"] = "random",
+        masking: Literal["random", "tube", "attention"] = "random",
         mask_ratio: Mapping[str, float],
         masked_lm_probability: float = 0.5,
         negatives_group: int | None = None,
@@ -98,8 +99,12 @@ class Stage2Module(AlignedModule):
         if any(each.term.kind == "contrast" for each in self.terms):
             self.contrast.check_bias(learned=model.logit_bias is not None)
         self._masking = PatchMasking(masking, mask_ratio)
-        aligned = any(each.term.kind == "alignment" for each in self.terms)
-        self._alignment = TeacherAlignment(teacher, model) if teacher is not None and aligned else None
+        self._alignment: TeacherAlignment | None = None
+        attends = masking == "attention"
+        if teacher is not None and any(each.term.kind == "alignment" for each in self.terms):
+            self._alignment = TeacherAlignment(teacher, model, attends=attends)
+        elif attends:
+            raise InputError("masking=attention needs a teacher and the term uta, or use masking=random or tube")
         taps = () if self._alignment is None else self._alignment.taps
         self._encoder = StepEncoder(model, taps=taps, chunk=encode_chunk)
         self.masked_lm_probability = masked_lm_probability
@@ -156,16 +161,18 @@ class Stage2Module(AlignedModule):
     def encode(self, batch: MediaTextBatch) -> EncodedBatch:
         """What the terms read: clips, of which most tokens are hidden, sounds, and captions."""
         terms = StepTerms.of(self.terms, batch)
-        self.last_masked = self._draw_mask(batch) if "video" in terms.modalities else None
+        said = self._alignment.ask(batch["video"]) if self._alignment and terms.of_kind("alignment") else None
+        attention = None if said is None else said.attention
+        self.last_masked = self._draw_mask(batch, attention) if "video" in terms.modalities else None
         hidden = {}
         if terms.corrupted:
             assert self.vocabulary is not None, "setup() takes the vocabulary over"
             noise = uniform(batch["seed"], 4 * batch["input_ids"].shape[1], Stream.MASKED_LM)
             hidden = corrupt(batch, terms.corrupted, self.vocabulary, noise, probability=self.masked_lm_probability)
-        return self._encoder(batch, terms, self.last_masked, hidden)
+        return self._encoder(batch, terms, self.last_masked, hidden)._replace(said=said)
 
-    def _draw_mask(self, batch: MediaTextBatch) -> Bool[Tensor, "B N"] | None:
-        return self._masking.draw(self.model.vision_encoder, batch["video"], batch["seed"])
+    def _draw_mask(self, batch: MediaTextBatch, attention: Tensor | None = None) -> Bool[Tensor, "B N"] | None:
+        return self._masking.draw(self.model.vision_encoder, batch["video"], batch["seed"], attention)
 
     def _contrasts(self, encoded: EncodedBatch, terms: StepTerms) -> dict[str, Tensor]:
         """Each pair of sides against the pairs of all ranks."""
@@ -179,11 +186,11 @@ class Stage2Module(AlignedModule):
 
     def _alignments(self, encoded: EncodedBatch, terms: StepTerms) -> dict[str, Tensor]:
         """Visible tokens against what the teacher says of the whole clip."""
-        named = terms.of_kind("alignment")
-        if self._alignment is None or encoded.video is None or not named:
+        if self._alignment is None or encoded.video is None or encoded.said is None:
             return {}
-        loss = self._alignment(self.model, encoded.batch["video"], encoded.video, self.last_masked)
-        return {each.name: loss for each in named}
+        image = encoded.batch["video"].shape[1] == 1
+        loss = self._alignment(self.model, encoded.video, encoded.said, self.last_masked, image=image)
+        return {each.name: loss for each in terms.of_kind("alignment")}
 
     def encode_retrieval(self, batch: RetrievalBatch) -> RetrievalFeatures:
         """Encode clips, whole, and all their captions."""

@@ -33,14 +33,16 @@ class TeacherAlignment:
     Args:
         teacher: Sees the same frames as the student.
         model: The student, with decoders towards this teacher.
+        attends: Masks will follow what the teacher attends to.
 
     Raises:
-        InputError: The teacher cuts clips into other patches, or the decoders do not give what it says.
+        InputError: The teacher cuts clips into other patches, has no attention where masks shall follow it, or the
+            decoders do not give what it says.
 
     Source: reference multi_modality, ``encode_teacher`` and ``new_UTA_Loss``; both levels weigh the same there.
     """
 
-    def __init__(self, teacher: Teacher, model: Stage2Model) -> None:
+    def __init__(self, teacher: Teacher, model: Stage2Model, *, attends: bool) -> None:
         decoders = model.clip_decoders
         check_decoders(decoders, teacher, pooled=False, where=_WHERE, whose=_WHOSE, remedy=_REMEDY)
         assert decoders is not None, "checked above"
@@ -54,6 +56,8 @@ class TeacherAlignment:
                 f"{_WHOSE}: sees tubelets of {teacher.encoder.tubelet_size} frames, the student of "
                 f"{encoder.tubelet_size}: take a teacher with the same"
             )
+        if attends and not teacher.gives_attention:
+            raise InputError(f"masking=attention: {_WHOSE} has no attention to follow; use masking=random or tube")
         self.taps = taps_from_end(encoder.depth, len(decoders.decoders))
         self._teacher = teacher
 
@@ -73,28 +77,35 @@ class TeacherAlignment:
         """
         self._teacher.to(device)
 
+    def ask(self, video: UInt8[Tensor, "B T C H W"] | Float[Tensor, "B T C H W"]) -> TeacherFeatures:
+        """What the teacher says of whole clips, and what it attends to; not normalised.
+
+        Args:
+            video: Clips of the student's number of frames, or of one.
+        """
+        with torch.autocast(video.device.type, enabled=False):
+            return self._teacher.unnormalized(video)
+
     def __call__(
         self,
         model: Stage2Model,
-        video: UInt8[Tensor, "B T C H W"] | Float[Tensor, "B T C H W"],
         encoded: Encoded,
+        said: TeacherFeatures,
         masked: Bool[Tensor, "B N"] | None,
+        *,
+        image: bool,
     ) -> Float[Tensor, ""]:
         """This rank's share of the loss, whose mean over ranks is that of the global batch.
 
         Args:
             model: The student.
-            video: What was encoded.
-            encoded: What the student made of the visible tokens, with the streams of ``taps``.
-            masked: True where a patch was hidden from it.
+            encoded: What it made of the visible tokens, with the streams of ``taps``.
+            said: What the teacher says of the same clips.
+            masked: True where a patch was hidden from the student.
+            image: The clips have one frame.
         """
-        said = self._ask(video, masked)
-        aligned = model.align(encoded, masked, image=video.shape[1] == 1)
+        said = (said if masked is None else said.visible(masked)).normalized()
+        aligned = model.align(encoded, masked, image=image)
         final = (aligned.final, said.final) if self._pooled and said.final is not None else None
         loss = two_level_alignment_loss((aligned.middle, said.middle), final)
-        return global_mean(loss * len(video), len(video))
-
-    def _ask(self, video: Tensor, masked: Tensor | None) -> TeacherFeatures:
-        with torch.autocast(video.device.type, enabled=False):
-            said = self._teacher.unnormalized(video)
-        return (said if masked is None else said.visible(masked)).normalized()
+        return global_mean(loss * len(encoded.pooled), len(encoded.pooled))

@@ -18,6 +18,7 @@ from ivt2.losses.masked_lm import MaskDraws, mask_tokens
 from ivt2.models.internvideo2 import Encoded
 from ivt2.models.stage2 import EncodedText, Stage2Model
 from ivt2.models.stage2_audio import AudioFeatures, Stage2AudioVisualModel
+from ivt2.models.teacher import TeacherFeatures
 from ivt2.modules.stage2_terms import Modality, StepTerms, View
 from ivt2.ops.chunks import by_chunks, num_chunks
 
@@ -48,6 +49,8 @@ class EncodedBatch(NamedTuple):
     temperature: Float[Tensor, "1"]
     bias: Float[Tensor, "1"] | None
     """Of a sigmoid contrast."""
+    said: TeacherFeatures | None = None
+    """What a teacher says of the whole clips, not normalised; None where no term compares with it."""
 
 
 class StepEncoder:

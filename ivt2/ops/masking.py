@@ -81,6 +81,20 @@ def attention_masking(
     return torch.zeros_like(score, dtype=torch.bool).scatter(-1, hidden, True).flatten(1)
 
 
+def teacher_masking(
+    attention: Float[Tensor, "rows patches"], noise: Float[Tensor, "B N"], ratio: float
+) -> Bool[Tensor, "B N"]:
+    """``attention_masking`` by what a teacher attends to: one that looks at single frames has a row for each of them.
+
+    Args:
+        attention: Rows of each clip, one after the other; together they cover its patches.
+        noise: Uniform draws in [0, 1), one for each patch.
+        ratio: Share of hidden patches in [0, 1).
+    """
+    weights = attention.reshape(len(noise), noise.shape[1] // attention.shape[1], attention.shape[1])
+    return attention_masking(weights, -torch.log1p(-noise).view_as(weights), ratio)
+
+
 def check_mask_ratio(ratio: float) -> None:
     """Refuse a ratio that hides everything or means nothing.
 

@@ -1,5 +1,7 @@
 """The terms of stage 2: each against a plain formulation, on each medium, and what is refused before a run starts."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -9,7 +11,8 @@ from ivt2.losses.contrast import Contrast
 from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens
 from ivt2.losses.matching import hard_negatives
 from ivt2.models.stage2 import EncodedText
-from ivt2.modules.stage2 import Stream
+from ivt2.modules import patch_masking
+from ivt2.modules.stage2_fusion import Stream
 from ivt2.modules.stage2_terms import TERMS, parse_terms
 from ivt2.ops.random import uniform
 from tests.modules.stage2_case import (
@@ -42,13 +45,13 @@ def step(module, data):
 class Plain:
     """Each term by itself: encoded, paired and fused anew, clip by clip and pair by pair."""
 
-    def __init__(self, module, data):
+    def __init__(self, module, data, teacher=None):
         self.model, self.data = module.model, data
-        self.teacher = make_teacher()
-        mask = module._draw_mask(data)
+        self.teacher = make_teacher() if teacher is None else teacher
+        mask = module._draw_mask(data, self.teacher(data["video"]).attention)
         self.video = self.model.encode_video(data["video"], mask, taps=(1,))
         self.masked = mask
-        self.audio = self.model.encode_audio(data["audio"])
+        self.audio = self.model.encode_audio(data["audio"]) if "audio" in data else None
         self.size = len(data["seed"])
 
     def text(self, caption):
@@ -131,6 +134,38 @@ def test_each_term_is_what_a_plain_loop_finds_and_is_all_that_is_logged(name):
     assert logged[f"loss_{name}"] == pytest.approx(expected.item(), rel=1e-5)
     assert loss.item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
     torch.testing.assert_close(found, gradients(module), rtol=1e-4, atol=1e-6)
+
+
+def test_masks_may_follow_what_the_teacher_attends_to():
+    """A draw without replacement: the longer a patch is waited for, the less it is attended to."""
+    teacher = make_teacher()
+    with torch.no_grad():
+        for part in (teacher.encoder.clip_projector.cross_attn.q, teacher.encoder.clip_projector.cross_attn.k):
+            part.weight.normal_(std=0.4)  # so that it looks at some patches more than at others
+    module = make(make_model(decoders=True), terms={"uta": 1.0, "vtc": 0.5}, teacher=teacher, masking="attention")
+    loss, logged = step(module, whole("video"))
+    attention = teacher(whole("video")["video"]).attention
+    assert (attention.amax(dim=1) > 3 * attention.amin(dim=1)).all()
+    draws = uniform(whole("video")["seed"], 8, patch_masking.STREAM)
+    for row in range(4):
+        waits = [-math.log1p(-draws[row, patch].item()) / attention[row, patch].item() for patch in range(8)]
+        hidden = sorted(range(8), key=waits.__getitem__)[4:]
+        assert module.last_masked[row].nonzero().flatten().tolist() == sorted(hidden)
+    plain = Plain(module, whole("video"), teacher)
+    assert torch.equal(plain.masked, module.last_masked)
+    assert logged["loss_uta"] == pytest.approx(plain.loss("uta").item(), rel=1e-5)
+    assert loss.item() == pytest.approx((plain.loss("uta") + 0.5 * plain.loss("vtc")).item(), rel=1e-5)
+
+
+def test_masks_that_follow_a_teacher_need_one_that_attends():
+    decoders = make_model(decoders=True)
+    for terms, teacher in (({"vtc": 1.0}, make_teacher()), ({"vtc": 1.0}, None)):
+        with pytest.raises(InputError, match="masking=attention needs a teacher and the term uta"):
+            make(decoders, terms=terms, teacher=teacher, masking="attention")
+    teacher = make_teacher()
+    teacher.gives_attention = False
+    with pytest.raises(InputError, match=r"masking=attention: module\.teacher has no attention to follow"):
+        make(decoders, terms={"uta": 1.0}, teacher=teacher, masking="attention")
 
 
 def test_all_terms_together_are_the_sum_of_each(monkeypatch):

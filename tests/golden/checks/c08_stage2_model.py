@@ -182,7 +182,7 @@ def train(case: Case, recorded: Recorded, kind: str, video: Tensor) -> dict[str,
     recorded.zero_grad()
     with (
         patch.object(module, "log", lambda name, value, **_: losses.update({name.removeprefix("train/"): value})),
-        patch.object(module, "_draw_mask", lambda _: masked),
+        patch.object(module, "_draw_mask", lambda *_: masked),
         patch("ivt2.modules.stage2.corrupt", lambda *_, **__: {None: Corruption(outputs["mlm_ids"], labels)}),
         patch("ivt2.modules.stage2_fusion.hard_negatives", lambda *_, **__: negatives),
     ):
