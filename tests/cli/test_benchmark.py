@@ -6,12 +6,13 @@ import re
 import pytest
 
 from ivt2.cli import benchmark
+from ivt2.cli.benchmarks import loader
 from ivt2.cli.door import CONF
 from tests.programs import run_main
 
 SUITES = sorted(file.stem for file in (CONF / "suite").glob("*.yaml"))
 TINY = {
-    "loader": "num_frames=[2] isolate=[false] num_workers=1 num_clips=1 clip_frames=4 num_batches=1 pairs=1",
+    "loader": "num_frames=[2] isolate=[false] num_workers=1 num_clips=1 clip_frames=4 num_batches=3 pairs=1",
     "isolation": "num_readers=[1] num_frames=2 large_frames=4 num_clips=1 num_items=2 pairs=1",
     "transforms": "sizes=[[64,96]] num_frames=2 num_draws=1 pairs=1",
     "packing": "file_bytes=[2000] total_bytes=8000 num_processes=[1] pairs=1",
@@ -60,7 +61,7 @@ def run(monkeypatch, tmp_path, capsys):
 def test_every_suite_prints_a_table_and_writes_its_figures(run, tmp_path, suite):
     settings = [f"suite.{setting}" for setting in TINY[suite].split()]
     code, out, err = run(f"suite={suite}", *settings, "folder=kept", "output=out/figures.json")
-    assert code == 0
+    assert code == 0, err
     assert suite in out
     facts = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert facts["suite"] == suite
@@ -75,6 +76,13 @@ def test_every_suite_prints_a_table_and_writes_its_figures(run, tmp_path, suite)
     assert (CONF / "suite" / f"{suite}.yaml").read_text().startswith("# "), "the file says what it measures"
     if suite == "kills":
         assert [figure["value"]["median"] for figure in facts["figures"]] == [1]
+
+
+def test_a_loader_that_made_nothing_while_it_was_measured_says_so(run, monkeypatch):
+    monkeypatch.setattr(loader._Counter, "value", 0)
+    code, _, err = run("suite=loader", *(f"suite.{setting}" for setting in TINY["loader"].split()))
+    assert code == 2
+    assert err.splitlines()[-1].endswith("num_batches=3: all of them were ready when the measurement began; give more")
 
 
 @pytest.mark.parametrize(

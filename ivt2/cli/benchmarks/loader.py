@@ -11,6 +11,7 @@ import numpy as np
 from ivt2.cli.benchmarks.clips import Footage, prepared_footage, raw_footage, rendered, write_shards
 from ivt2.cli.benchmarks.timing import Cost, Figure, Stopwatch, in_processes, interleaved, speed_figure
 from ivt2.data.sampling import middle
+from ivt2.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,6 +164,8 @@ def loader_turn(shards: Path, *, num_frames: int, num_batches: int, num_workers:
     cost, num_made = watch.read(), made.value - before
     batches.close()  # type: ignore[attr-defined]  # a generator; this ends the workers
     assert sizes == [BATCH_SIZE] * num_batches
+    if not num_made:
+        raise InputError(f"num_batches={num_batches}: all of them were ready when the measurement began; give more")
     # workers are some batches ahead, at the end by more or by less than at the beginning: what they made is what counts
     share = num_batches * BATCH_SIZE / num_made
     return Cost(cost.wall_s * share, cost.cpu_s * share)
