@@ -70,7 +70,8 @@ def test_every_suite_prints_a_table_and_writes_its_figures(run, tmp_path, suite)
     for figure in facts["figures"]:
         assert figure["value"]["low"] <= figure["value"]["median"] <= figure["value"]["high"]
         assert figure["value"]["median"] > 0
-        assert all(value > 0 for name, value in figure["details"].items() if "CPU" not in name and "kill" not in name)
+        # CPU time is counted in hundredths of a second, and a kill may come before the first clip.
+        assert suite == "kills" or all(value > 0 for name, value in figure["details"].items() if "CPU" not in name)
         assert (figure["floor"] is None) == (suite == "isolation")
     assert re.search(r"\b(\d+)/\1\b", err), "the bar came to its end"
     assert (CONF / "suite" / f"{suite}.yaml").read_text().startswith("# "), "the file says what it measures"
