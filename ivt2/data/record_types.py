@@ -74,13 +74,15 @@ class ClipRecord:
         speech: field of what is said in the clip; kept in ``caption_kinds``, no caption.
         start: field of the beginning, in seconds or as h:mm:ss; -1 is none.
         end: field of the end.
+        first_s: seconds from the beginning on that count, where the end is not earlier.
         duration: field of the playing time of the whole file, in seconds.
         num_frames: field of the number of frames where the file is a folder of them.
         frames: template of a frame's name, numbers from 1: ``img_{:05}.jpg``.
         fps: of frame folders, which do not say.
 
     Raises:
-        InputError: when a template has no place for a field, or ``fps`` is not from 0.01 to 1000.
+        InputError: when a template has no place for a field, or ``fps`` is not from 0.01 to 1000, or ``first_s`` not
+            above 0.
     """
 
     file: Sequence[str]
@@ -90,6 +92,7 @@ class ClipRecord:
     speech: str | None = None
     start: str | None = None
     end: str | None = None
+    first_s: float | None = None
     duration: str | None = None
     num_frames: str | None = None
     frames: str = "img_{:05}.jpg"
@@ -101,6 +104,8 @@ class ClipRecord:
                 raise InputError(f"{template}: has no place for a field, such as {{video}} or {{:05}}")
         if not 0.01 <= self.fps <= 1000:
             raise InputError(f"fps={self.fps}: give a number from 0.01 to 1000")
+        if self.first_s is not None and not self.first_s > 0:
+            raise InputError(f"first_s={self.first_s}: give a number of seconds above 0")
 
     def __call__(self, fields: Mapping[str, Any]) -> Annotation:
         """Read one record.
@@ -113,6 +118,9 @@ class ClipRecord:
         if file is None:
             raise SampleError("file_missing")
         start_s, end_s, duration_s = (seconds(fields.get(name or "")) for name in (self.start, self.end, self.duration))
+        if self.first_s is not None:
+            first_end_s = (start_s or 0.0) + self.first_s
+            end_s = first_end_s if end_s is None else min(end_s, first_end_s)
         segment_of({"start_s": start_s, "end_s": end_s})
         if start_s is not None and duration_s is not None and start_s >= duration_s:
             raise SampleError("segment_invalid")

@@ -77,10 +77,11 @@ def retrieval(medium="video", file="v/1.mp4"):
     return json.dumps(records), [*good, *bad, "json_invalid"]
 
 
-def paragraphs():
+def paragraphs(end_s=None):
     records = [{"video": "v_1.mp4", "caption": SENTENCES}, {"video": "v_2.mp4", "caption": "All at once."}]
     records += [{"video": "v_3.mp4", "caption": []}, {"video": "v_4.mp4", "caption": ["a", None]}]
-    good = [captioned("v_1.mp4", "A man cooks. He eats."), captioned("v_2.mp4", "All at once.")]
+    said = {"v_1.mp4": "A man cooks. He eats.", "v_2.mp4": "All at once."}
+    good = [Annotation(file=file, captions=(text,), end_s=end_s) for file, text in said.items()]
     return json.dumps(records), [*good, "text_missing", "text_not_a_string"]
 
 
@@ -237,7 +238,8 @@ DATASETS = {
     "ssv2": ssv2(),
     **dict.fromkeys(("msrvtt", "msvd", "lsmdc"), retrieval()),
     **dict.fromkeys(("audiocaps", "clotho"), retrieval("audio", "a/1.wav")),
-    **dict.fromkeys(("didemo", "activitynet_captions"), paragraphs()),
+    "didemo": paragraphs(end_s=30.0),
+    "activitynet_captions": paragraphs(),
     "vatex_en": vatex(["a man", "one man"], "chCap"),
     "vatex_zh": vatex(["\u4eba"], "enCap"),
     "audiocaps_csv": audiocaps_csv(),

@@ -199,7 +199,7 @@ RECORDS = {
     **dict.fromkeys(("msrvtt", "msvd", "vatex_en"), CAPTIONS),
     "vatex_zh": [captioned(scene, *chinese(scene)) for scene in SCENES],
     "lsmdc": CAPTION,
-    "didemo": [captioned(scene, paragraph([scene])) for scene in SCENES],
+    "didemo": [captioned(scene, paragraph([scene]), end_s=30.0) for scene in SCENES],
     "activitynet_captions": [captioned(tuple(group), paragraph(group)) for group in PAIRS],
     **dict.fromkeys(("clotho", "clotho_csv"), SOUND_CAPTIONS),
     **dict.fromkeys(("audiocaps", "audiocaps_csv"), SOUND_CAPTION),
