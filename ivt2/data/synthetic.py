@@ -303,13 +303,26 @@ def _scene(combination: Combination, split: Split, seed: int, index: int) -> Sce
     )
 
 
+class _Said(NamedTuple):
+    """The phrases that captions are made of."""
+
+    motion: str
+    other_motion: str
+    thing: str
+    second: str
+    size: str
+    other_size: str
+    where: str
+
+
+def _said(words: Combination) -> _Said:
+    thing, second = f"{words.colour} {words.shape}", f"{words.second_colour} {words.second_shape}"
+    return _Said(*SAID_OF_MOTION[words.motion], thing, second, words.size, _SIZE_SAID[words.size], words.relation)
+
+
 def _captions(words: Combination, tone: Tone) -> tuple[str, ...]:
     """Four sentences with the same content."""
-    plain, other = SAID_OF_MOTION[words.motion]
-    thing = f"{words.colour} {words.shape}"
-    second = f"{words.second_colour} {words.second_shape}"
-    size, other_size = words.size, _SIZE_SAID[words.size]
-    where = words.relation
+    plain, other, thing, second, size, other_size, where = _said(words)
     return (
         f"a {size} {thing} {where} a {second} {plain} with a {tone} tone",
         f"a {tone} tone sounds while a {other_size} {thing} {where} a {second} {other}",
@@ -320,11 +333,7 @@ def _captions(words: Combination, tone: Tone) -> tuple[str, ...]:
 
 def _captions_seen(words: Combination) -> tuple[str, ...]:
     """The sentences without what is heard."""
-    plain, other = SAID_OF_MOTION[words.motion]
-    thing = f"{words.colour} {words.shape}"
-    second = f"{words.second_colour} {words.second_shape}"
-    size, other_size = words.size, _SIZE_SAID[words.size]
-    where = words.relation
+    plain, other, thing, second, size, other_size, where = _said(words)
     return (
         f"a {size} {thing} {where} a {second} {plain}",
         f"there is a {other_size} {thing} {where} a {second} that {other}",

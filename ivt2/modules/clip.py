@@ -17,7 +17,7 @@ from ivt2.metrics.retrieval_evaluation import RetrievalFeatures
 from ivt2.models.clip import ClipModel
 from ivt2.modules.aligned import AlignedModule
 from ivt2.modules.patch_masking import PatchMasking
-from ivt2.ops.chunks import by_chunks, num_chunks
+from ivt2.ops.chunks import by_chunks, check_chunk, num_chunks
 
 
 class ClipModule(AlignedModule):
@@ -72,10 +72,7 @@ class ClipModule(AlignedModule):
         )
         self.contrast = Contrast() if contrast is None else contrast
         self.contrast.check_bias(learned=model.logit_bias is not None)
-        if encode_chunk is not None and encode_chunk < 1:
-            raise InputError(
-                f"encode_chunk={encode_chunk}: give the clips encoded at a time, at least 1, or null for all"
-            )
+        check_chunk(encode_chunk)
         self._masking = PatchMasking(masking, mask_ratio or {})
         self.encode_chunk = encode_chunk
         self.last_masked: Tensor | None = None

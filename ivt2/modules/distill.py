@@ -12,7 +12,7 @@ from ivt2.errors import InputError
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import Teacher
 from ivt2.modules.masked_learning import MaskedLearning
-from ivt2.modules.masked_targets import Masking
+from ivt2.ops.masking import Masking
 
 
 class DistillModule(MaskedLearning):

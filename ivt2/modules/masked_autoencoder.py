@@ -17,7 +17,7 @@ from ivt2.errors import InputError
 from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.masked_autoencoder import MaskedAutoencoder
 from ivt2.ops.distributed import global_mean
-from ivt2.ops.masking import check_mask_ratio, random_masking, tube_masking
+from ivt2.ops.masking import check_mask_ratio, draw_mask
 from ivt2.ops.random import uniform
 from ivt2.ops.sharding import shard
 from ivt2.optim.parameter_groups import parameter_groups
@@ -67,7 +67,6 @@ class MaskedAutoencoderModule(LightningModule):
         self.schedule = schedule
         self.masking = masking
         self.mask_ratio = mask_ratio
-        self.num_draws = num_patches
         self.last_masked: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -102,7 +101,6 @@ class MaskedAutoencoderModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _draw_mask(self, seed: Int64[Tensor, "B"]) -> Bool[Tensor, "B N"]:
-        noise = uniform(seed, self.num_draws, Stream.MASK)
-        if self.masking == "random":
-            return random_masking(noise, self.mask_ratio)
-        return tube_masking(noise, self.mask_ratio, self.model.encoder.grid_frames)
+        encoder = self.model.encoder
+        noise = uniform(seed, encoder.grid_size**2 * encoder.grid_frames, Stream.MASK)
+        return draw_mask(self.masking, noise, self.mask_ratio, encoder.grid_frames)

@@ -23,9 +23,10 @@ from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage1 import Stage1Student, StudentLayers
 from ivt2.models.teacher import Teacher
-from ivt2.modules.decoder_checks import check_decoders
-from ivt2.modules.masked_targets import MaskedTargets, Masking, Role, Targets
+from ivt2.modules.masked_targets import MaskedTargets, Role, Targets
+from ivt2.modules.teacher_checks import check_decoders
 from ivt2.ops.distributed import all_gather, global_mean
+from ivt2.ops.masking import Masking
 from ivt2.ops.sharding import shard
 from ivt2.optim.parameter_groups import parameter_groups
 

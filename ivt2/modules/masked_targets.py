@@ -18,17 +18,10 @@ from torch import Tensor
 from ivt2.errors import InputError
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.teacher import Teacher, TeacherFeatures
-from ivt2.ops.masking import (
-    check_mask_ratio,
-    num_visible,
-    random_masking,
-    teacher_masking,
-    tube_masking,
-    visible_indices,
-)
+from ivt2.modules.teacher_checks import check_finite, check_patches
+from ivt2.ops.masking import Masking, check_mask_ratio, draw_mask, num_visible, visible_indices
 from ivt2.ops.random import uniform
 
-Masking = Literal["attention", "tube", "random"]
 Role = Literal["clip", "mae"]
 """Which branch of the student learns from a teacher."""
 
@@ -179,13 +172,7 @@ class MaskedTargets:
         num_patches = self._grid_frames * self._patches
         noise = uniform(seed, self._masks_per_clip * num_patches, Stream.MASK)
         views = noise.view(len(seed), self._masks_per_clip, num_patches).unbind(1)
-        if self._masking == "tube":
-            masks = [tube_masking(view[:, : self._patches], self._mask_ratio, self._grid_frames) for view in views]
-        elif self._masking == "random":
-            masks = [random_masking(view, self._mask_ratio) for view in views]
-        else:
-            assert attention is not None, "the constructor checks that the teacher has attention"
-            masks = [teacher_masking(attention, view, self._mask_ratio) for view in views]
+        masks = [draw_mask(self._masking, view, self._mask_ratio, self._grid_frames, attention) for view in views]
         return torch.stack(masks)
 
 
@@ -195,43 +182,3 @@ def _of_views(
     views = [features.visible(mask, index).normalized() for mask, index in zip(masked, visible, strict=True)]
     final = None if features.final is None else torch.cat([view.final for view in views if view.final is not None])
     return TeacherFeatures(torch.cat([view.middle for view in views], dim=1), final, None)
-
-
-def check_finite(name: str, teacher: Teacher) -> None:
-    """Refuse a teacher that cannot say anything.
-
-    Args:
-        name: what it is called.
-        teacher: whose weights are looked at.
-
-    Raises:
-        InputError: A weight is not finite.
-    """
-    for weight, parameter in teacher.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{name}: {weight} holds NaN or infinity: convert the teacher's file again")
-
-
-def check_patches(name: str, teacher: Teacher, encoder: InternVideo2) -> None:
-    """Refuse a teacher that cuts clips into other patches than a student does.
-
-    Args:
-        name: what it is called.
-        teacher: who sees all.
-        encoder: the student's.
-
-    Raises:
-        InputError: Patches on a side, or positions in time, differ.
-    """
-    own = teacher.encoder
-    if own.grid_size != encoder.grid_size:
-        raise InputError(
-            f"{name}: cuts a frame into {own.grid_size} x {own.grid_size} patches, the student into "
-            f"{encoder.grid_size} x {encoder.grid_size}: set the teacher's image_size={encoder.grid_size} * patch_size"
-        )
-    # A network of images takes any number of them.
-    if own.num_frames > 1 and own.grid_frames != encoder.grid_frames:
-        raise InputError(
-            f"{name}: has {own.grid_frames} positions in time, the student {encoder.grid_frames}: set the "
-            f"teacher's num_frames={encoder.grid_frames * own.tubelet_size}"
-        )

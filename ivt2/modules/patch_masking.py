@@ -1,13 +1,12 @@
 """Which patches of a training clip stay hidden: a hash of its seed, whatever stands beside it in the batch."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from ivt2.models.internvideo2 import InternVideo2
-from ivt2.ops.masking import check_mask_ratio, random_masking, teacher_masking, tube_masking
+from ivt2.ops.masking import Masking, check_mask_ratio, draw_mask
 from ivt2.ops.random import uniform
 
 STREAM = 1
@@ -27,7 +26,7 @@ class PatchMasking:
         InputError: if a ratio is out of range.
     """
 
-    def __init__(self, masking: Literal["random", "tube", "attention"], mask_ratio: Mapping[str, float]) -> None:
+    def __init__(self, masking: Masking, mask_ratio: Mapping[str, float]) -> None:
         for ratio in mask_ratio.values():
             check_mask_ratio(ratio)
         self.masking = masking
@@ -53,11 +52,5 @@ class PatchMasking:
         if ratio == 0:
             return None
         grid_frames = num_frames // encoder.tubelet_size
-        num_draws = encoder.num_patches_per_frame * (1 if self.masking == "tube" else grid_frames)
-        noise = uniform(seed, num_draws, STREAM)
-        if self.masking == "tube":
-            return tube_masking(noise, ratio, grid_frames)
-        if self.masking == "random":
-            return random_masking(noise, ratio)
-        assert attention is not None, "whoever masks by attention asks a teacher first"
-        return teacher_masking(attention, noise, ratio)
+        noise = uniform(seed, encoder.num_patches_per_frame * grid_frames, STREAM)
+        return draw_mask(self.masking, noise, ratio, grid_frames, attention)

@@ -6,7 +6,7 @@ Every random choice about a sample is a hash of its seed, so it does not depend 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool
@@ -27,6 +27,7 @@ from ivt2.modules.stage2_encoding import EncodedBatch, StepEncoder, corrupt
 from ivt2.modules.stage2_fusion import Stream, fused_losses
 from ivt2.modules.stage2_retrieval import encode_retrieval, matching_heads
 from ivt2.modules.stage2_terms import StepTerms, check_parts, check_sources, parse_terms
+from ivt2.ops.masking import Masking
 from ivt2.ops.random import uniform
 
 
@@ -72,7 +73,7 @@ class Stage2Module(AlignedModule):
         optimizer: Callable[[Iterable[Any]], Optimizer],
         schedule: Callable[..., LRScheduler],
         terms: Mapping[str, float | Mapping[str, Any]],
-        masking: Literal["random", "tube", "attention"] = "random",
+        masking: Masking = "random",
         mask_ratio: Mapping[str, float],
         masked_lm_probability: float = 0.5,
         negatives_group: int | None = None,

@@ -13,8 +13,7 @@ from ivt2.losses.feature_alignment import two_level_alignment_loss
 from ivt2.models.internvideo2 import Encoded, taps_from_end
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.teacher import Teacher, TeacherFeatures
-from ivt2.modules.decoder_checks import check_decoders
-from ivt2.modules.masked_targets import check_finite, check_patches
+from ivt2.modules.teacher_checks import check_decoders, check_finite, check_patches
 from ivt2.nn.aligning import FeatureDecoder
 from ivt2.ops.distributed import global_mean
 

@@ -20,7 +20,7 @@ from ivt2.models.stage2 import EncodedText, Stage2Model
 from ivt2.models.stage2_audio import AudioFeatures, Stage2AudioVisualModel
 from ivt2.models.teacher import TeacherFeatures
 from ivt2.modules.stage2_terms import Modality, StepTerms, View
-from ivt2.ops.chunks import by_chunks, num_chunks
+from ivt2.ops.chunks import by_chunks, check_chunk, num_chunks
 
 
 class Corruption(NamedTuple):
@@ -66,8 +66,7 @@ class StepEncoder:
     """
 
     def __init__(self, model: Stage2Model, *, taps: Sequence[int] = (), chunk: int | None = None) -> None:
-        if chunk is not None and chunk < 1:
-            raise InputError(f"encode_chunk={chunk}: give the clips encoded at a time, at least 1, or null for all")
+        check_chunk(chunk)
         self._model = model
         self._taps = tuple(taps)
         self._chunk = chunk

@@ -7,6 +7,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ivt2.errors import InputError
 from ivt2.ops.distributed import all_gather
 
 
@@ -36,6 +37,19 @@ def by_chunks(
         for size, chunk in _cut(inputs, num_rows, num_chunks)
     ]
     return tuple(torch.cat(each) for each in zip(*results, strict=True))
+
+
+def check_chunk(chunk: int | None) -> None:
+    """Refuse chunks without rows.
+
+    Args:
+        chunk: ``encode_chunk`` of a module; None takes all rows at once.
+
+    Raises:
+        InputError: it is below 1.
+    """
+    if chunk is not None and chunk < 1:
+        raise InputError(f"encode_chunk={chunk}: give the clips encoded at a time, at least 1, or null for all")
 
 
 def num_chunks(num_rows: int, chunk: int | None, *, device: torch.device | None = None) -> int:

@@ -3,12 +3,16 @@
 A mask is Bool[B, N] over patches alone, True where hidden; every row hides the same number.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
 from ivt2.errors import InputError
+
+Masking = Literal["attention", "tube", "random"]
 
 
 def random_masking(noise: Float[Tensor, "B N"], ratio: float) -> Bool[Tensor, "B N"]:
@@ -79,6 +83,30 @@ def attention_masking(
     num_patches = attention.shape[-1]
     hidden = score.argsort(dim=-1, descending=True, stable=True)[..., num_patches - int(num_patches * ratio) :]
     return torch.zeros_like(score, dtype=torch.bool).scatter(-1, hidden, True).flatten(1)
+
+
+def draw_mask(
+    masking: Masking,
+    noise: Float[Tensor, "B N"],
+    ratio: float,
+    num_frames: int,
+    attention: Float[Tensor, "rows patches"] | None = None,
+) -> Bool[Tensor, "B N"]:
+    """Hide a share of the patches in one of the ways of this module.
+
+    Args:
+        masking: Which way.
+        noise: Uniform draws in [0, 1), one for each patch, frame by frame; ``tube`` uses those of the first frame.
+        ratio: Share of hidden patches in [0, 1).
+        num_frames: Temporal positions of the clip (frames divided by the tubelet size).
+        attention: Of a teacher that saw the clips, see ``teacher_masking``; for ``attention`` alone.
+    """
+    if masking == "tube":
+        return tube_masking(noise[:, : noise.shape[1] // num_frames], ratio, num_frames)
+    if masking == "random":
+        return random_masking(noise, ratio)
+    assert attention is not None, "whoever masks by attention asks a teacher that has some"
+    return teacher_masking(attention, noise, ratio)
 
 
 def teacher_masking(

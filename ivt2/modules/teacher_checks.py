@@ -1,10 +1,51 @@
-"""Whether what a student decodes can be compared with what a teacher says."""
+"""Whether a teacher can say anything, and whether what a student decodes can be compared with it."""
 
 from torch import nn
 
 from ivt2.errors import InputError
+from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.teacher import Teacher
 from ivt2.nn.aligning import AligningDecoders, FeatureDecoder
+
+
+def check_finite(name: str, teacher: Teacher) -> None:
+    """Refuse a teacher that cannot say anything.
+
+    Args:
+        name: what it is called.
+        teacher: whose weights are looked at.
+
+    Raises:
+        InputError: A weight is not finite.
+    """
+    for weight, parameter in teacher.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{name}: {weight} holds NaN or infinity: convert the teacher's file again")
+
+
+def check_patches(name: str, teacher: Teacher, encoder: InternVideo2) -> None:
+    """Refuse a teacher that cuts clips into other patches than a student does.
+
+    Args:
+        name: what it is called.
+        teacher: who sees all.
+        encoder: the student's.
+
+    Raises:
+        InputError: Patches on a side, or positions in time, differ.
+    """
+    own = teacher.encoder
+    if own.grid_size != encoder.grid_size:
+        raise InputError(
+            f"{name}: cuts a frame into {own.grid_size} x {own.grid_size} patches, the student into "
+            f"{encoder.grid_size} x {encoder.grid_size}: set the teacher's image_size={encoder.grid_size} * patch_size"
+        )
+    # A network of images takes any number of them.
+    if own.num_frames > 1 and own.grid_frames != encoder.grid_frames:
+        raise InputError(
+            f"{name}: has {own.grid_frames} positions in time, the student {encoder.grid_frames}: set the "
+            f"teacher's num_frames={encoder.grid_frames * own.tubelet_size}"
+        )
 
 
 def check_decoders(
