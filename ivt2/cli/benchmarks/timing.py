@@ -155,8 +155,9 @@ def in_processes(make: Callable[[], Callable[[int], object]], num_items: int, *,
     for process in processes:
         process.start()
     try:
-        barrier.wait(_TURN_S)
+        barrier.wait(_TURN_S)  # all have warmed up
         watch = Stopwatch()
+        barrier.wait(_TURN_S)  # only now may they start: who is late here would miss what they do
         barrier.wait(_TURN_S)
         return watch.read()
     except BrokenBarrierError as error:
@@ -209,6 +210,7 @@ def _work(
         stack.callback(barrier.abort)
         work = make()
         work(0)
+        barrier.wait(_TURN_S)
         barrier.wait(_TURN_S)
         while (number := _taken(following)) < num_items:
             work(number)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from ivt2.cli.benchmarks import timing
 from ivt2.cli.benchmarks.timing import (
     Comparison,
     Cost,
@@ -116,6 +117,17 @@ def test_processes_share_out_all_items_and_their_start_does_not_count(tmp_path):
     cost = in_processes(make, 6, num_processes=2)
     items = sorted(map(int, (tmp_path / "items").read_text().split()))
     assert items == [0, 0, *range(6)], "two of them to warm up"
+    assert 0.07 <= cost.cpu_s < 0.22
+
+
+def test_processes_do_not_start_before_the_clock_does(monkeypatch):
+    class LateStopwatch(Stopwatch):
+        def __init__(self):
+            time.sleep(0.3)
+            super().__init__()
+
+    monkeypatch.setattr(timing, "Stopwatch", LateStopwatch)
+    cost = in_processes(lambda: lambda number: burn(0.02), 6, num_processes=2)
     assert 0.07 <= cost.cpu_s < 0.22
 
 
