@@ -1,7 +1,6 @@
 """A teacher of tubelets made here: clips whose hidden tubelets are filled in."""
 
 from collections.abc import Callable, Iterable
-from enum import IntEnum
 from typing import Any, Literal
 
 import torch
@@ -18,15 +17,9 @@ from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.masked_autoencoder import MaskedAutoencoder
 from ivt2.ops.distributed import global_mean
 from ivt2.ops.masking import check_mask_ratio, draw_mask
-from ivt2.ops.random import uniform
+from ivt2.ops.random import Stream, uniform
 from ivt2.ops.sharding import shard
 from ivt2.optim.parameter_groups import parameter_groups
-
-
-class Stream(IntEnum):
-    """Purposes that a sample's seed serves; numbers go on after those of stage 1."""
-
-    MASK = 5
 
 
 class MaskedAutoencoderModule(LightningModule):
@@ -102,5 +95,5 @@ class MaskedAutoencoderModule(LightningModule):
 
     def _draw_mask(self, seed: Int64[Tensor, "B"]) -> Bool[Tensor, "B N"]:
         encoder = self.model.encoder
-        noise = uniform(seed, encoder.grid_size**2 * encoder.grid_frames, Stream.MASK)
+        noise = uniform(seed, encoder.grid_size**2 * encoder.grid_frames, Stream.AUTOENCODER_PATCHES)
         return draw_mask(self.masking, noise, self.mask_ratio, encoder.grid_frames)

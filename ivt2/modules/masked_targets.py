@@ -8,7 +8,6 @@ the student cuts it, Nv visible ones. Rows of V * B stand view after view.
 """
 
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,16 +19,10 @@ from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.teacher import Teacher, TeacherFeatures
 from ivt2.modules.teacher_checks import check_finite, check_patches
 from ivt2.ops.masking import Masking, check_mask_ratio, draw_mask, num_visible, visible_indices
-from ivt2.ops.random import uniform
+from ivt2.ops.random import Stream, uniform
 
 Role = Literal["clip", "mae"]
 """Which branch of the student learns from a teacher."""
-
-
-class Stream(IntEnum):
-    """Purposes that a sample's seed serves; numbers go on after those of stage 2."""
-
-    MASK = 4
 
 
 class Targets(NamedTuple):
@@ -170,7 +163,7 @@ class MaskedTargets:
 
     def _draw(self, seed: Tensor, attention: Tensor | None) -> Bool[Tensor, "V B N"]:
         num_patches = self._grid_frames * self._patches
-        noise = uniform(seed, self._masks_per_clip * num_patches, Stream.MASK)
+        noise = uniform(seed, self._masks_per_clip * num_patches, Stream.TEACHER_PATCHES)
         views = noise.view(len(seed), self._masks_per_clip, num_patches).unbind(1)
         masks = [draw_mask(self._masking, view, self._mask_ratio, self._grid_frames, attention) for view in views]
         return torch.stack(masks)

@@ -7,10 +7,7 @@ from torch import Tensor
 
 from ivt2.models.internvideo2 import InternVideo2
 from ivt2.ops.masking import Masking, check_mask_ratio, draw_mask
-from ivt2.ops.random import uniform
-
-STREAM = 1
-"""Purpose that a sample's seed serves here; never given to another one."""
+from ivt2.ops.random import Stream, uniform
 
 
 class PatchMasking:
@@ -52,5 +49,5 @@ class PatchMasking:
         if ratio == 0:
             return None
         grid_frames = num_frames // encoder.tubelet_size
-        noise = uniform(seed, encoder.num_patches_per_frame * grid_frames, STREAM)
+        noise = uniform(seed, encoder.num_patches_per_frame * grid_frames, Stream.PATCHES)
         return draw_mask(self.masking, noise, ratio, grid_frames, attention)

@@ -24,11 +24,11 @@ from ivt2.modules.aligned import AlignedModule
 from ivt2.modules.patch_masking import PatchMasking
 from ivt2.modules.stage2_alignment import TeacherAlignment
 from ivt2.modules.stage2_encoding import EncodedBatch, StepEncoder, corrupt
-from ivt2.modules.stage2_fusion import Stream, fused_losses
+from ivt2.modules.stage2_fusion import fused_losses
 from ivt2.modules.stage2_retrieval import encode_retrieval, matching_heads
 from ivt2.modules.stage2_terms import StepTerms, check_parts, check_sources, parse_terms
 from ivt2.ops.masking import Masking
-from ivt2.ops.random import uniform
+from ivt2.ops.random import Stream, uniform
 
 
 class Stage2Module(AlignedModule):

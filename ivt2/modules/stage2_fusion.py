@@ -4,7 +4,6 @@ Letters: B clips, P = 3 B pairs to be judged, L text tokens.
 """
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import NamedTuple, get_args
 
 import torch
@@ -18,15 +17,7 @@ from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.modules.stage2_encoding import EncodedBatch
 from ivt2.modules.stage2_terms import MODALITIES, Modality, StepTerms, View, WeightedTerm
 from ivt2.ops.distributed import global_mean
-from ivt2.ops.random import uniform
-
-
-class Stream(IntEnum):
-    """Purposes that a sample's seed serves beside ``patch_masking.STREAM``; no number serves two."""
-
-    NEGATIVES = 2
-    MASKED_LM = 3
-
+from ivt2.ops.random import Stream, uniform
 
 _DRAWS: dict[View, slice] = {"video": slice(0, 2), "audio": slice(2, 4), "audio_video": slice(4, 6)}
 """Draws of the stream of negatives by which wrong pairs of a view are found."""

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ivt2.ops.random import derive_seed, normal
+from ivt2.ops.random import Stream, derive_seed, normal
 
-_STREAM = 0x65726173
 _TRIES = 100
 
 
@@ -49,7 +48,7 @@ def erased_box(
     Returns:
         A box smaller than the frame in both directions; None too where a hundred tries give none.
     """
-    generator = np.random.default_rng(derive_seed(seed, _STREAM))
+    generator = np.random.default_rng(derive_seed(seed, Stream.ERASING))
     if generator.uniform() >= probability:
         return None
     for _ in range(_TRIES):
@@ -93,6 +92,6 @@ def random_erasing(
         if box is None:
             continue
         shape = (frames, channels, box.height, box.width)
-        noise = normal(seed[index : index + 1], math.prod(shape), _STREAM)
+        noise = normal(seed[index : index + 1], math.prod(shape), Stream.ERASING)
         erased[(index, ..., *box.region)] = noise.view(shape).to(video.dtype)
     return erased

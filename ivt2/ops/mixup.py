@@ -8,9 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ivt2.ops.erasing import Box
-from ivt2.ops.random import derive_seed
-
-_STREAM = 0x6D697875
+from ivt2.ops.random import Stream, derive_seed
 
 
 class Mix(NamedTuple):
@@ -48,7 +46,7 @@ def draw_mix(
 
     Source: stage 1 fine-tuning and probing. Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019.
     """
-    generator = np.random.default_rng(derive_seed(*seed.tolist(), _STREAM))
+    generator = np.random.default_rng(derive_seed(*seed.tolist(), Stream.MIXUP))
     if generator.uniform() >= probability:
         return Mix(1.0, None)
     if generator.uniform() >= cutmix_probability:

@@ -5,6 +5,7 @@ splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators"
 """
 
 import math
+from enum import IntEnum, unique
 
 import torch
 from jaxtyping import Float32, Int64
@@ -15,13 +16,33 @@ _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
+@unique
+class Stream(IntEnum):
+    """Purposes that the seed of a sample serves: a new one gets a number of its own, and none is ever given again."""
+
+    PATCHES = 1
+    """Which patches an encoder does not see while it learns from captions."""
+    NEGATIVES = 2
+    """Which pairs that do not belong together are judged."""
+    MASKED_LM = 3
+    """Which words are to be guessed."""
+    TEACHER_PATCHES = 4
+    """Which patches a student does not see while it learns from teachers."""
+    AUTOENCODER_PATCHES = 5
+    """Which patches an autoencoder has to draw."""
+    ERASING = 0x65726173
+    """Which rectangle is erased, and the noise in it."""
+    MIXUP = 0x6D697875
+    """How two samples are mixed."""
+
+
 def uniform(seed: Int64[Tensor, "B"], num: int, stream: int) -> Float32[Tensor, "B num"]:
     """Uniform draws in [0, 1) for each sample, the same on every device and rank.
 
     Args:
         seed: Key of each sample, as in ``batch["seed"]``.
         num: Draws for each sample; the first draws do not change when more are asked for.
-        stream: Number of the purpose (masks, negatives, ...): different streams of one key are independent.
+        stream: Purpose, a :class:`Stream`: different ones of one key are independent.
 
     Returns:
         Multiples of 2**-24 in [0, 1).
@@ -38,7 +59,7 @@ def normal(seed: Int64[Tensor, "B"], num: int, stream: int) -> Float32[Tensor, "
     Args:
         seed: Key of each sample, as in ``batch["seed"]``.
         num: Draws for each sample; the first draws do not change when more are asked for.
-        stream: Number of the purpose; one that ``uniform`` is not called with.
+        stream: Purpose; one that ``uniform`` is not called with.
 
     Source: the transform of Box and Muller.
     """

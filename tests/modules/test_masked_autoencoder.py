@@ -14,11 +14,9 @@ from ivt2.errors import InputError
 from ivt2.models.masked_autoencoder import MaskedAutoencoder
 from ivt2.models.teacher import VideoMAETeacher
 from ivt2.models.videomae import VideoMAE
-from ivt2.modules.masked_autoencoder import MaskedAutoencoderModule, Stream
-from ivt2.modules.masked_targets import Stream as Stage1Stream
-from ivt2.modules.stage2 import Stream as Stage2Stream
+from ivt2.modules.masked_autoencoder import MaskedAutoencoderModule
 from ivt2.ops.masking import random_masking, tube_masking
-from ivt2.ops.random import uniform
+from ivt2.ops.random import Stream, uniform
 from tests.modules.masked_case import SIZES, batch, gradients, recorded, shaken, step
 
 PATCHES = 9
@@ -59,14 +57,10 @@ def test_masks_are_draws_of_the_samples_seed(masking):
     step(module, data)
     assert torch.equal(torch.get_rng_state(), state)
     if masking == "tube":
-        expected = tube_masking(uniform(data["seed"], PATCHES, Stream.MASK), 0.6, 4)
+        expected = tube_masking(uniform(data["seed"], PATCHES, Stream.AUTOENCODER_PATCHES), 0.6, 4)
     else:
-        expected = random_masking(uniform(data["seed"], 4 * PATCHES, Stream.MASK), 0.6)
+        expected = random_masking(uniform(data["seed"], 4 * PATCHES, Stream.AUTOENCODER_PATCHES), 0.6)
     assert torch.equal(module.last_masked, expected)
-
-
-def test_number_of_the_stream_serves_no_other_purpose():
-    assert not set(map(int, Stream)) & {*map(int, Stage1Stream), *map(int, Stage2Stream)}
 
 
 def test_loss_is_a_mean_over_clips_however_they_are_batched():

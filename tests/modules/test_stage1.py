@@ -9,10 +9,8 @@ from torch.nn.functional import normalize
 
 from ivt2.errors import InputError
 from ivt2.models.stage1 import Branch
-from ivt2.modules.masked_targets import Stream
-from ivt2.modules.stage2 import Stream as Stage2Stream
 from ivt2.ops.masking import attention_masking, gather_tokens, random_masking, tube_masking
-from ivt2.ops.random import uniform
+from ivt2.ops.random import Stream, uniform
 from ivt2.ops.whitening import whiten
 from tests.modules.masked_case import (
     CLIP,
@@ -126,7 +124,7 @@ def test_masks_are_draws_of_the_samples_seed(masking, clip_teacher):
     module, data = stage1(clip_teacher=clip_teacher(), masking=masking), batch()
     step(module, data)
     masked = module.last_masked
-    noise = uniform(data["seed"], 4 * PATCHES, Stream.MASK)
+    noise = uniform(data["seed"], 4 * PATCHES, Stream.TEACHER_PATCHES)
     if masking == "tube":
         expected = tube_masking(noise[:, :PATCHES], 0.6, 4)
     elif masking == "random":
@@ -182,10 +180,6 @@ def test_a_step_does_not_touch_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
     assert step(module, batch())[1] == first
-
-
-def test_number_of_the_stream_serves_no_other_purpose():
-    assert not set(map(int, Stream)) & set(map(int, Stage2Stream))
 
 
 def test_targets_are_as_if_whole_features_were_normalised_before():

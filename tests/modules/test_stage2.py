@@ -9,10 +9,8 @@ from torch.nn.functional import log_softmax
 
 from ivt2.errors import InputError
 from ivt2.losses.contrast import Contrast
-from ivt2.modules import patch_masking
-from ivt2.modules.stage2_fusion import Stream
 from ivt2.ops.masking import tube_masking
-from ivt2.ops.random import uniform
+from ivt2.ops.random import Stream, uniform
 from tests.modules.stage2_case import TERMS, VOCABULARY, batch, gradients, make, trainer
 
 each_term = pytest.mark.parametrize("term", TERMS)
@@ -148,13 +146,8 @@ def test_masks_depend_on_the_seed_of_a_sample_alone(masking):
 
 
 def test_tubes_are_drawn_for_one_frame():
-    noise = uniform(batch()["seed"], 4, patch_masking.STREAM)
+    noise = uniform(batch()["seed"], 4, Stream.PATCHES)
     assert torch.equal(make(masking="tube")._draw_mask(batch()), tube_masking(noise, 0.5, 2))
-
-
-def test_streams_of_chance_are_apart():
-    draws = [uniform(batch()["seed"], 3, stream) for stream in (patch_masking.STREAM, *Stream)]
-    assert not any(torch.equal(first, second) for first, second in combinations(draws, 2))
 
 
 @pytest.mark.parametrize(("num_frames", "hidden"), [(2, 4), (1, 1)])

@@ -11,10 +11,8 @@ from ivt2.losses.contrast import Contrast
 from ivt2.losses.masked_lm import IGNORED, MaskDraws, mask_tokens
 from ivt2.losses.matching import hard_negatives
 from ivt2.models.stage2 import EncodedText
-from ivt2.modules import patch_masking
-from ivt2.modules.stage2_fusion import Stream
 from ivt2.modules.stage2_terms import TERMS, parse_terms
-from ivt2.ops.random import uniform
+from ivt2.ops.random import Stream, uniform
 from tests.modules.stage2_case import (
     CAPTIONS,
     EACH,
@@ -146,7 +144,7 @@ def test_masks_may_follow_what_the_teacher_attends_to():
     loss, logged = step(module, whole("video"))
     attention = teacher(whole("video")["video"]).attention
     assert (attention.amax(dim=1) > 3 * attention.amin(dim=1)).all()
-    draws = uniform(whole("video")["seed"], 8, patch_masking.STREAM)
+    draws = uniform(whole("video")["seed"], 8, Stream.PATCHES)
     for row in range(4):
         waits = [-math.log1p(-draws[row, patch].item()) / attention[row, patch].item() for patch in range(8)]
         hidden = sorted(range(8), key=waits.__getitem__)[4:]

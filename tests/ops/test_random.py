@@ -1,12 +1,13 @@
 """Stateless draws: pinned values, uniformity, independence."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
-from ivt2.ops.random import derive_seed, normal, uniform
+from ivt2.ops.random import Stream, derive_seed, normal, uniform
 
 MASK = 2**64 - 1
 PINNED_UNIFORM = [[11599047, 6734117], [1789111, 8200400], [1275406, 5113519]]
@@ -100,3 +101,9 @@ def test_derived_seeds_fit_int64_and_tell_parts_apart():
     assert len({derive_seed(1, 2), derive_seed(2, 1), derive_seed(1, 2, 0), derive_seed(1), derive_seed(0, 1, 2)}) == 5
     ones = sum(key.bit_count() for key in keys) / len(keys)
     assert ones == pytest.approx(31.5, abs=0.3)
+
+
+def test_purposes_keep_their_numbers_and_their_draws_apart():
+    assert [int(stream) for stream in Stream] == [1, 2, 3, 4, 5, 1701994867, 1835628661]
+    draws = [uniform(torch.tensor([7]), 3, stream) for stream in Stream]
+    assert not any(torch.equal(first, second) for first, second in combinations(draws, 2))

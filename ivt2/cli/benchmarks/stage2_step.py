@@ -197,8 +197,7 @@ def plain_step(module: "Stage2Module", batch: "MediaTextBatch") -> "PlainStep":
     """The batch with the draws that our step makes of its seeds, which cost the other side nothing."""
     from ivt2.cli.benchmarks.plain_stage2 import PlainStep
     from ivt2.modules.stage2_encoding import corrupt
-    from ivt2.modules.stage2_fusion import Stream
-    from ivt2.ops.random import uniform
+    from ivt2.ops.random import Stream, uniform
 
     assert module.vocabulary is not None
     module.encode(batch)
