@@ -1,4 +1,5 @@
 import itertools
+import os
 import subprocess
 import sys
 from io import BytesIO
@@ -102,10 +103,12 @@ def test_everything_else_is_read_by_pyav(name):
 
 
 def test_av1():
+    policy = os.sched_getscheduler(0)
     try:
         data = encode(codec="libsvtav1", options={"svtav1-params": "lp=1"})
     except av.codec.codec.UnknownCodecError:
         pytest.skip("this PyAV cannot encode AV1")
+    assert os.sched_getscheduler(0) == policy, "all that this process starts later would go before all others"
     np.testing.assert_array_equal(pixels(data), all_frames(data))
 
 
