@@ -39,6 +39,7 @@ from ivt2.models.mobileclip import MobileClipText
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.stage2_audio import Stage2AudioVisualModel
 from ivt2.models.videomae import VideoMAE
+from ivt2.ops.device import usable_device
 
 CACHE = Path("~/.cache/ivt2")
 """Where releases that were loaded by name stand converted."""
@@ -244,7 +245,7 @@ def load(
             what to type), the folder is damaged, or the sizes asked for are not possible.
     """
     _require_possible(name_or_path, dtype, num_frames=num_frames, image_size=image_size)
-    device = _usable(device or "cpu")
+    device = usable_device(device or "cpu")
     by_name = isinstance(name_or_path, str) and name_or_path in zoo.RELEASES
     if revision is not None and not by_name:
         raise InputError(f"revision={revision}: only releases that are loaded by name have revisions; leave it out")
@@ -280,21 +281,6 @@ def _require_possible(name_or_path: object, dtype: object, **sizes: object) -> N
     for key, value in sizes.items():
         if value is not None and not (type(value) is int and value > 0):
             raise InputError(f"{key}={value!r}: give a whole number of at least 1")
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    """A device that tensors can be put on.
-
-    Raises:
-        InputError: There is none of that name here.
-    """
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (AssertionError, RuntimeError, NotImplementedError) as error:  # NotImplementedError: meta holds no values
-        raise InputError(
-            f"device={device}: not usable here ({str(error).splitlines()[0]}); leave it out for the CPU"
-        ) from error
-    return torch.device(device)
 
 
 def _loaded(model: nn.Module, card: Card, folder: Path, tokenizer_file: str | Path | None) -> Loaded:

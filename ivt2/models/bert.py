@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from torch.utils.checkpoint import checkpoint
 
+from ivt2.batch import Vocabulary
 from ivt2.errors import InputError
 from ivt2.models.bert_layers import (
     HIDDEN_TEXT_BIAS,
@@ -26,6 +27,7 @@ from ivt2.models.bert_layers import (
     TextLayer,
     select,
 )
+from ivt2.models.text_tower import check_padding, check_size
 from ivt2.ops.attention import Backend
 
 INIT_STD = 0.02
@@ -172,6 +174,7 @@ class Bert(nn.Module):
         if not 0 <= fusion_layer <= depth:
             raise InputError(f"fusion_layer={fusion_layer} is outside [0, depth={depth}]: use depth for text alone")
         self.vocab_size = vocab_size
+        self.pad_id = pad_id
         self.embed_dim = embed_dim
         self.fusion_layer = fusion_layer
         self.encoder_width = encoder_width
@@ -217,6 +220,15 @@ class Bert(nn.Module):
             else None
         )
         self.apply(partial(_initialize, std=init_std))
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Refuse a tokenizer whose tokens have no vectors, or another padding.
+
+        Raises:
+            InputError: if it has too many tokens or pads with another one.
+        """
+        check_size(vocabulary, self.vocab_size)
+        check_padding(vocabulary, self.pad_id)
 
     def encode_text(
         self,

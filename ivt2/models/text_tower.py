@@ -1,4 +1,4 @@
-"""What the text towers of CLIP have in common: where a text is read off, and whether a tokenizer suits them.
+"""What text encoders have in common: where a text is read off, and whether a tokenizer suits them.
 
 M texts of L tokens.
 """
@@ -34,8 +34,8 @@ def check_size(vocabulary: Vocabulary, vocab_size: int) -> None:
     """
     if vocabulary.size > vocab_size:
         raise InputError(
-            f"the tokenizer has {vocabulary.size} entries but text_encoder.vocab_size is {vocab_size}: raise it, or "
-            "take the tokenizer that the text encoder was made for"
+            f"the tokenizer has {vocabulary.size} entries but text_encoder.vocab_size is {vocab_size}: raise it, "
+            "take the tokenizer that the text encoder was made for, or train a smaller vocabulary"
         )
 
 

@@ -1,18 +1,17 @@
 """What modules that align clips with captions have in common: a network, partly frozen, and how it learns."""
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Self
 
 from ivt2.batch import MediaTextBatch
 from ivt2.checkpoint.initial import load_initial
 from ivt2.models.clip import ClipModel
 from ivt2.models.stage2 import Stage2Model
+from ivt2.modules.optimization import MakeOptimizer, MakeSchedule, optimizer_with_schedule
 from ivt2.modules.retrieval import RetrievalModule
 from ivt2.ops.sharding import shard
 from ivt2.optim.freezing import Frozen
@@ -42,8 +41,8 @@ class AlignedModule(RetrievalModule, ABC):
         self,
         model: Stage2Model | ClipModel,
         *,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        schedule: Callable[..., LRScheduler],
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule,
         rerank_top_k: int,
         initial: Mapping[str, Mapping[str, Any]] | None,
         frozen: Sequence[str],
@@ -91,6 +90,4 @@ class AlignedModule(RetrievalModule, ABC):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Decay matrices only; step the schedule with the optimizer."""
         groups = parameter_groups(self.model.named_parameters(), no_weight_decay=self.model.no_weight_decay())
-        optimizer = self.optimizer(groups)
-        scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimizer_with_schedule(groups, optimizer=self.optimizer, schedule=self.schedule, trainer=self.trainer)

@@ -3,12 +3,10 @@
 loss = L_contrastive(vision_align(pool(video)), text(caption); temperature)     (arXiv:2403.15377, section 3.2)
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule
 from ivt2.errors import InputError
@@ -16,6 +14,7 @@ from ivt2.losses.contrast import Contrast
 from ivt2.metrics.retrieval_evaluation import RetrievalFeatures
 from ivt2.models.clip import ClipModel
 from ivt2.modules.aligned import AlignedModule
+from ivt2.modules.optimization import MakeOptimizer, MakeSchedule
 from ivt2.modules.patch_masking import PatchMasking
 from ivt2.ops.chunks import by_chunks, check_chunk, num_chunks
 
@@ -51,8 +50,8 @@ class ClipModule(AlignedModule):
         self,
         model: ClipModel,
         *,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        schedule: Callable[..., LRScheduler],
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule,
         contrast: Contrast | None = None,
         masking: Literal["random", "tube"] = "random",
         mask_ratio: Mapping[str, float] | None = None,

@@ -1,17 +1,16 @@
 """Distillation of a large video encoder into one small one, or into several at once."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ivt2.errors import InputError
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import Teacher
 from ivt2.modules.masked_learning import MaskedLearning
+from ivt2.modules.optimization import MakeOptimizer, MakeSchedule
 from ivt2.ops.masking import Masking
 
 
@@ -44,8 +43,8 @@ class DistillModule(MaskedLearning):
         teacher: Teacher | None,
         *,
         weights: Mapping[str, float],
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        schedule: Callable[..., LRScheduler],
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule,
         masking: Masking = "attention",
         mask_ratio: float = 0.8,
         masks_per_clip: int = 1,

@@ -1,20 +1,18 @@
 """A teacher of tubelets made here: clips whose hidden tubelets are filled in."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ivt2.batch import ClipBatch
 from ivt2.errors import InputError
 from ivt2.losses.feature_alignment import feature_alignment_loss
 from ivt2.models.masked_autoencoder import MaskedAutoencoder
+from ivt2.modules.optimization import MakeOptimizer, MakeSchedule, optimizer_with_schedule
 from ivt2.ops.distributed import global_mean
 from ivt2.ops.masking import check_mask_ratio, draw_mask
 from ivt2.ops.random import Stream, uniform
@@ -44,8 +42,8 @@ class MaskedAutoencoderModule(LightningModule):
         self,
         model: MaskedAutoencoder,
         *,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        schedule: Callable[..., LRScheduler],
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule,
         masking: Literal["tube", "random"] = "tube",
         mask_ratio: float = 0.75,
     ) -> None:
@@ -89,9 +87,8 @@ class MaskedAutoencoderModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Decay matrices only; step the schedule with the optimizer."""
-        optimizer = self.optimizer(parameter_groups(self.model.named_parameters()))
-        scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        groups = parameter_groups(self.model.named_parameters())
+        return optimizer_with_schedule(groups, optimizer=self.optimizer, schedule=self.schedule, trainer=self.trainer)
 
     def _draw_mask(self, seed: Int64[Tensor, "B"]) -> Bool[Tensor, "B N"]:
         encoder = self.model.encoder

@@ -6,7 +6,7 @@ over aligned layers, clips and visible tokens, as in section 3.1 of arXiv:2403.1
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,6 @@ from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ivt2.batch import ClipBatch
 from ivt2.errors import InputError
@@ -24,6 +22,7 @@ from ivt2.models.internvideo2 import InternVideo2
 from ivt2.models.stage1 import Stage1Student, StudentLayers
 from ivt2.models.teacher import Teacher
 from ivt2.modules.masked_targets import MaskedTargets, Role, Targets
+from ivt2.modules.optimization import MakeOptimizer, MakeSchedule, optimizer_with_schedule
 from ivt2.modules.teacher_checks import check_decoders
 from ivt2.ops.distributed import all_gather, global_mean
 from ivt2.ops.masking import Masking
@@ -64,8 +63,8 @@ class MaskedLearning(LightningModule, ABC):
         teachers: Mapping[Role, Teacher],
         *,
         weights: Mapping[str, float],
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        schedule: Callable[..., LRScheduler],
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule,
         masking: Masking,
         mask_ratio: float,
         masks_per_clip: int,
@@ -165,9 +164,9 @@ class MaskedLearning(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Step the schedule with the optimizer."""
-        optimizer = self.optimizer(self.optimizer_groups())
-        scheduler = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimizer_with_schedule(
+            self.optimizer_groups(), optimizer=self.optimizer, schedule=self.schedule, trainer=self.trainer
+        )
 
     def _log_means(self, report: Mapping[str, Tensor], size: int) -> None:
         """Log means over ranks, which are exchanged all at once: there may be dozens of numbers."""

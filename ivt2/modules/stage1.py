@@ -1,16 +1,13 @@
 """Stage 1: masked pre-training with two frozen teachers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from collections.abc import Mapping, Sequence
 
 from ivt2.errors import InputError
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import Teacher
 from ivt2.modules.masked_learning import MaskedLearning
 from ivt2.modules.masked_targets import Role
+from ivt2.modules.optimization import MakeOptimizer, MakeSchedule
 from ivt2.ops.masking import Masking
 
 
@@ -42,8 +39,8 @@ class Stage1Module(MaskedLearning):
         clip_teacher: Teacher | None = None,
         mae_teacher: Teacher | None = None,
         weights: Mapping[str, float],
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        schedule: Callable[..., LRScheduler],
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule,
         masking: Masking = "attention",
         mask_ratio: float = 0.8,
         masks_per_clip: int = 1,

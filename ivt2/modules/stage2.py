@@ -5,14 +5,12 @@
 Every random choice about a sample is a hash of its seed, so it does not depend on ranks, workers or what ran before.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ivt2.batch import MediaTextBatch, RetrievalBatch, TextDataModule, Vocabulary
 from ivt2.errors import InputError
@@ -21,6 +19,7 @@ from ivt2.metrics.retrieval_evaluation import Match, RetrievalFeatures
 from ivt2.models.stage2 import Stage2Model
 from ivt2.models.teacher import Teacher
 from ivt2.modules.aligned import AlignedModule
+from ivt2.modules.optimization import MakeOptimizer, MakeSchedule
 from ivt2.modules.patch_masking import PatchMasking
 from ivt2.modules.stage2_alignment import TeacherAlignment
 from ivt2.modules.stage2_encoding import EncodedBatch, StepEncoder, corrupt
@@ -70,8 +69,8 @@ class Stage2Module(AlignedModule):
         self,
         model: Stage2Model,
         *,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        schedule: Callable[..., LRScheduler],
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule,
         terms: Mapping[str, float | Mapping[str, Any]],
         masking: Masking = "random",
         mask_ratio: Mapping[str, float],
@@ -125,13 +124,8 @@ class Stage2Module(AlignedModule):
         if stage == "fit":
             training = {source: medium for source, medium in data.media.items() if source.startswith("train.")}
             check_sources(self.terms, training, data.caption_kinds)
-        vocabulary = data.vocabulary
-        if vocabulary.size > self.model.text_encoder.vocab_size:
-            raise InputError(
-                f"the tokenizer has {vocabulary.size} entries but text_encoder.vocab_size is "
-                f"{self.model.text_encoder.vocab_size}: raise it, or train a smaller vocabulary"
-            )
-        self.vocabulary = vocabulary
+        self.model.text_encoder.check_vocabulary(data.vocabulary)
+        self.vocabulary = data.vocabulary
         if stage == "fit" and self._alignment is not None:
             self._alignment.check_weights()
         super().setup(stage)

@@ -1,18 +1,16 @@
 """What a step gains where a teacher's answers are on disk."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch.optim import Optimizer
 
 from ivt2.checkpoint.feature_cache import CachedTeacher
 from ivt2.cli.benchmarks.masked_steps import MASK_RATIO, WEIGHTS, Steps, clips, unscheduled, without_trainer
 from ivt2.cli.benchmarks.timing import Figure, interleaved, speed_figure
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import InternVideo2Teacher, Teacher
+from ivt2.modules.optimization import MakeOptimizer
 from ivt2.modules.stage1 import Stage1Module
 
 
@@ -35,7 +33,7 @@ class CacheSuite:
         *,
         student: Stage1Student,
         teacher: InternVideo2Teacher,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
+        optimizer: MakeOptimizer,
         num_clips: int,
         pairs: int,
     ) -> None:

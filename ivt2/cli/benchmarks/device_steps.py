@@ -10,7 +10,6 @@ from ivt2.cli.benchmarks.timing import Quartiles
 from ivt2.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -57,7 +56,9 @@ class DeviceSteps:
             raise InputError(f"num_steps={num_steps}: must be at least 1")
         if not (math.isfinite(peak_flops) and peak_flops > 0):
             raise InputError(f"peak_flops={peak_flops}: give the device's rate, such as 788e12 for an H200")
-        self.device = _usable(device)
+        from ivt2.ops.device import usable_device
+
+        self.device = usable_device(device)
         self.peak_flops = peak_flops
         self.num_steps = num_steps
         self.bf16 = bf16
@@ -110,13 +111,3 @@ class DeviceSteps:
         torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
         optimizer.step()
-
-
-def _usable(device: str) -> "torch.device":
-    import torch
-
-    try:
-        torch.empty(1, device=device).cpu()
-    except (AssertionError, RuntimeError, NotImplementedError) as error:  # NotImplementedError: meta holds no values
-        raise InputError(f"device={device}: not usable here ({str(error).splitlines()[0]}); use cpu") from error
-    return torch.device(device)

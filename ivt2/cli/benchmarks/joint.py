@@ -5,9 +5,6 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch.optim import Optimizer
 
 from ivt2.batch import ClipBatch
 from ivt2.cli.benchmarks.masked_steps import MASK_RATIO, WEIGHTS, Recalled, Steps, clips, unscheduled, without_trainer
@@ -15,6 +12,7 @@ from ivt2.cli.benchmarks.timing import Cost, Figure, Quartiles, interleaved, spe
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import InternVideo2Teacher
 from ivt2.modules.distill import DistillModule
+from ivt2.modules.optimization import MakeOptimizer
 
 
 class JointSuite:
@@ -35,7 +33,7 @@ class JointSuite:
         *,
         students: Mapping[str, Stage1Student],
         teacher: InternVideo2Teacher,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
+        optimizer: MakeOptimizer,
         num_clips: int,
         pairs: int,
     ) -> None:

@@ -1,9 +1,9 @@
 """A training step of stage 1 on one device: how much of the device's peak rate its operations come to."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ivt2.cli.benchmarks.device_steps import DeviceCost, DeviceSteps
 from ivt2.cli.benchmarks.flops import StepFlops, step_flops
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ivt2.batch import ClipBatch
     from ivt2.models.stage1 import Stage1Student
     from ivt2.models.teacher import Teacher, TeacherDtype
+    from ivt2.modules.optimization import MakeOptimizer
     from ivt2.modules.stage1 import Stage1Module
 
 WEIGHTS = {"clip_middle": 1.0, "clip_final": 1.0, "mae": 1.0}
@@ -57,7 +58,7 @@ class Stage1StepSuite:
         student: "Stage1Student",
         clip_teacher: "Callable[..., Teacher]",
         mae_teacher: "Callable[..., Teacher]",
-        optimizer: "Callable[[Iterable[Any]], Optimizer]",
+        optimizer: "MakeOptimizer",
         teacher_dtypes: "Sequence[TeacherDtype]",
         batch_sizes: Sequence[int],
         mask_ratio: float,

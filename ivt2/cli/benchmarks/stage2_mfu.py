@@ -1,9 +1,9 @@
 """A training step of stage 2 on one device: how much of the device's peak rate its operations come to."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ivt2.cli.benchmarks.device_steps import DeviceSteps
 from ivt2.cli.benchmarks.masked_steps import unscheduled
@@ -11,11 +11,10 @@ from ivt2.cli.benchmarks.timing import Figure
 from ivt2.errors import InputError
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from ivt2.batch import MediaTextBatch
     from ivt2.cli.benchmarks.pair_flops import PairFlops
     from ivt2.models.stage2 import Stage2Model
+    from ivt2.modules.optimization import MakeOptimizer
     from ivt2.modules.stage2 import Stage2Module
 
 TERMS = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0}
@@ -52,7 +51,7 @@ class Stage2MfuSuite:
         self,
         *,
         model: "Stage2Model",
-        optimizer: "Callable[[Iterable[Any]], Optimizer]",
+        optimizer: "MakeOptimizer",
         batch_sizes: Sequence[int],
         mask_ratio: float,
         length: int,

@@ -1,19 +1,17 @@
 """What several masks of a clip gain a student whose teacher costs most of a step."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch.optim import Optimizer
 
 from ivt2.batch import ClipBatch
 from ivt2.cli.benchmarks.masked_steps import MASK_RATIO, WEIGHTS, Recalled, Steps, clips, unscheduled, without_trainer
 from ivt2.cli.benchmarks.timing import Cost, Figure, Quartiles, interleaved, speed_figure, timed
 from ivt2.models.stage1 import Stage1Student
 from ivt2.models.teacher import InternVideo2Teacher
+from ivt2.modules.optimization import MakeOptimizer
 from ivt2.modules.stage1 import Stage1Module
 
 
@@ -37,7 +35,7 @@ class ViewsSuite:
         *,
         student: Stage1Student,
         teacher: InternVideo2Teacher,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
+        optimizer: MakeOptimizer,
         masks_per_clip: int,
         num_clips: int,
         pairs: int,
