@@ -18,10 +18,10 @@ EXPERIMENTS = {
     "distill_tiny": ["module.teacher.weights=null"],
 }
 SIZES = [
-    "trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false", "trainer.gradient_clip_val=0.1", "datamodule.num_train=16",
-    "datamodule.num_probe_train=6", "datamodule.num_probe_test=6", "datamodule.global_batch_size=8",
-    "datamodule.num_workers=0", "callbacks=none", "logger=csv", "replace=true",
+    "trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer.max_steps={STEPS}", "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false", "trainer.gradient_clip_val=0.1",
+    "datamodule.num_train=16", "datamodule.num_probe_train=6", "datamodule.num_probe_test=6",
+    "datamodule.global_batch_size=8", "datamodule.num_workers=0", "callbacks=none", "logger=csv", "replace=true",
 ]  # fmt: skip
 
 
