@@ -24,7 +24,7 @@ class _Clips(NamedTuple):
 class SyntheticClipDataModule(ClipDataModule):
     """Writes the embedded dataset where it is not there yet and streams its clips without their captions.
 
-    Trains on the ``train`` split, the same shards as ``SyntheticDataModule`` of the same folder. The probe ``motion``
+    Trains on the ``train`` split, whose first clips are those of ``SyntheticDataModule``. The probe ``motion``
     has the six motions as classes; it is fitted on clips of the ``val`` split and tested on clips of the ``test``
     split, and a combination of attributes occurs in one of the three only.
 

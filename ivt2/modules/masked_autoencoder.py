@@ -92,5 +92,5 @@ class MaskedAutoencoderModule(LightningModule):
 
     def _draw_mask(self, seed: Int64[Tensor, "B"]) -> Bool[Tensor, "B N"]:
         encoder = self.model.encoder
-        noise = uniform(seed, encoder.grid_size**2 * encoder.grid_frames, Stream.AUTOENCODER_PATCHES)
+        noise = uniform(seed, encoder.num_patches(encoder.num_frames), Stream.AUTOENCODER_PATCHES)
         return draw_mask(self.masking, noise, self.mask_ratio, encoder.grid_frames)

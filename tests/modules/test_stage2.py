@@ -76,6 +76,13 @@ def test_vocabulary_must_fit_the_text_encoder(size, fits):
             module.setup("fit")
 
 
+def test_tokenizer_and_text_encoder_agree_about_padding():
+    module = make()
+    module._trainer = trainer(vocabulary=VOCABULARY._replace(pad_id=7))
+    with pytest.raises(InputError, match="the tokenizer pads with 7, the text encoder takes 0 for padding"):
+        module.setup("fit")
+
+
 @pytest.mark.parametrize("medium", ["image", "video", "audio_video", "audio"])
 def test_sounds_without_pictures_are_refused_at_the_start(medium):
     module = make()

@@ -210,8 +210,8 @@ def _work(
         stack.callback(barrier.abort)
         work = make()
         work(0)
-        barrier.wait(_TURN_S)
-        barrier.wait(_TURN_S)
+        barrier.wait(_TURN_S)  # warm
+        barrier.wait(_TURN_S)  # the clock runs
         while (number := _taken(following)) < num_items:
             work(number)
         barrier.wait(_TURN_S)
